@@ -1,0 +1,6 @@
+"""The NVAE network in Flax Linen. Arrays are NHWC, kernels HWIO."""
+
+from nvae_jax.model.architecture import ModelConfig
+from nvae_jax.model.nvae import NVAE, NVAEOutput, variable_shapes
+
+__all__ = ["NVAE", "ModelConfig", "NVAEOutput", "variable_shapes"]

@@ -1,0 +1,202 @@
+"""Residual cells and the operations inside them (NVAE, §3.1, figure 3 and appendix A)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from nvae_jax.model.convolution import Conv, uniform_fan_in
+from nvae_jax.model.normalization import BatchNorm
+
+Resize = Literal["same", "down", "up"]
+
+
+def upsample_nearest(x: Array) -> Array:
+    """(B, H, W, C) → (B, 2H, 2W, C), every pixel four times."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+def upsample_bilinear(x: Array) -> Array:
+    """(B, H, W, C) → (B, 2H, 2W, C), bilinear, corner pixels on corner pixels."""
+    rows, columns = (_bilinear_weights(n).astype(x.dtype) for n in x.shape[1:3])
+    x = jnp.einsum("bhwc,hi->biwc", x, rows)
+    return jnp.einsum("biwc,wj->bijc", x, columns)
+
+
+def _bilinear_weights(n: int) -> np.ndarray:
+    """(n, 2n): how much of input i is in output j, which reads position j(n-1)/(2n-1)."""
+    position = np.arange(2 * n) * (n - 1) / (2 * n - 1)
+    return np.maximum(0.0, 1.0 - np.abs(position[None] - np.arange(n)[:, None]))
+
+
+class ResidualConv(nn.Module):
+    """Normalisation, activation, then a 3×3 convolution.
+
+    Without batch norm the convolution is initialised from the first batch instead.
+    """
+
+    features: int
+    resize: Resize
+    activation: Callable[[Array], Array] = nn.swish
+    batch_norm: bool = True
+    dilation: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """(B, H, W, C) → (B, H', W', features)."""
+        if self.batch_norm:
+            x = BatchNorm(name="norm")(x, train)
+        x = self.activation(x)
+        if self.resize == "up":
+            x = upsample_nearest(x)
+        return Conv(
+            self.features,
+            kernel_size=3,
+            stride=2 if self.resize == "down" else 1,
+            dilation=self.dilation,
+            data_init=not self.batch_norm,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+
+
+class InvertedResidual(nn.Module):
+    """Expansion, depthwise (or grouped) convolution, projection, each between batch norms.
+
+    The paper upsamples first. Everything before the depthwise convolution works pixel by pixel, so
+    upsampling just before that convolution gives the same numbers for a quarter of the work.
+    """
+
+    features: int
+    resize: Resize
+    expansion: int
+    kernel_size: int
+    groups: int  # of the convolution in the middle; 0: depthwise
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """(B, H, W, C) → (B, H', W', features)."""
+        hidden = round(self.expansion * x.shape[-1])
+        plain = {"weight_norm": False, "use_bias": False, "dtype": self.dtype}
+        copies = 4 if self.resize == "up" else 1
+        x = BatchNorm(name="norm_in")(x, train, copies)
+        x = Conv(hidden, **plain, name="expand")(x)
+        x = nn.swish(BatchNorm(name="norm_expand")(x, train, copies))
+        if self.resize == "up":
+            x = upsample_nearest(x)
+        x = Conv(
+            hidden,
+            self.kernel_size,
+            stride=2 if self.resize == "down" else 1,
+            groups=self.groups or hidden,
+            **plain,
+            name="spatial",
+        )(x)
+        x = nn.swish(BatchNorm(name="norm_spatial")(x, train))
+        x = Conv(self.features, **plain, name="project")(x)
+        return BatchNorm(name="norm_out")(x, train)
+
+
+def _residual(**options) -> Callable[..., nn.Module]:
+    return lambda **fields: ResidualConv(**options, **fields)
+
+
+def _inverted(name: str) -> Callable[..., nn.Module]:
+    expansion, kernel_size, groups = map(int, re.findall(r"\d+", name))
+    return lambda **fields: InvertedResidual(
+        expansion=expansion, kernel_size=kernel_size, groups=groups, **fields
+    )
+
+
+OPERATIONS: dict[str, Callable[..., nn.Module]] = {
+    "res_elu": _residual(activation=nn.elu, batch_norm=False),
+    "res_bnelu": _residual(activation=nn.elu),
+    "res_bnswish": _residual(),
+    "res_bnswish5": _residual(dilation=2),
+    **{
+        name: _inverted(name)
+        for name in ("mconv_e6k5g0", "mconv_e3k5g0", "mconv_e3k5g8", "mconv_e6k11g0")
+    },
+}
+
+
+class SqueezeExcite(nn.Module):
+    """Scales channels by a gate computed from their means (Hu et al., 2018)."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(B, H, W, C) → (B, H, W, C)."""
+        channels = x.shape[-1]
+        hidden = max(channels // 16, 4)
+        gate = x.astype(jnp.float32).mean((1, 2)).astype(self.dtype)
+        gate = nn.relu(self._dense(channels, hidden, "squeeze")(gate))
+        gate = nn.sigmoid(self._dense(hidden, channels, "excite")(gate))
+        return x * gate[:, None, None, :]
+
+    def _dense(self, inputs: int, outputs: int, name: str) -> nn.Dense:
+        init = uniform_fan_in(inputs)
+        return nn.Dense(outputs, dtype=self.dtype, kernel_init=init, bias_init=init, name=name)
+
+
+class Skip(nn.Module):
+    """The identity path of a cell that changes size: halves or doubles it, without batch norm."""
+
+    features: int
+    resize: Resize
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(B, H, W, C) → (B, H', W', features)."""
+        if self.resize == "up":
+            # A 1×1 convolution and an interpolation over space commute: the cheaper one first.
+            x = Conv(self.features, use_bias=False, dtype=self.dtype, name="conv")(x)
+            return upsample_bilinear(x)
+        x = nn.swish(x)
+        quarter = self.features // 4
+        widths = (quarter, quarter, quarter, self.features - 3 * quarter)
+        offsets = ((0, 0), (1, 1), (0, 1), (1, 0))
+        parts = [
+            Conv(width, dtype=self.dtype, name=f"conv_{i}")(x[:, row::2, column::2])
+            for i, (width, (row, column)) in enumerate(zip(widths, offsets))
+        ]
+        return jnp.concatenate(parts, axis=-1)
+
+
+class Cell(nn.Module):
+    """Residual cell: `skip(x) + 0.1 · SE(operations(x))`.
+
+    `resize` says whether the cell keeps the size, halves it and doubles the channels (down) or the
+    reverse (up); only the first operation and the skip do so.
+    """
+
+    operations: tuple[str, ...]
+    resize: Resize = "same"
+    squeeze_excite: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """(B, H, W, C) → (B, H', W', C')."""
+        channels = x.shape[-1]
+        features = {"same": channels, "down": 2 * channels, "up": channels // 2}[self.resize]
+        y, skip = x, x
+        for i, operation in enumerate(self.operations):
+            make = OPERATIONS[operation]
+            resize = self.resize if i == 0 else "same"
+            y = make(features=features, resize=resize, dtype=self.dtype, name=f"op_{i}")(y, train)
+        if self.squeeze_excite:
+            y = SqueezeExcite(self.dtype, name="squeeze_excite")(y)
+        if self.resize != "same":
+            skip = Skip(features, self.resize, self.dtype, name="skip")(x)
+        return skip + 0.1 * y

@@ -1,0 +1,129 @@
+"""Weight-normalised, depthwise and data-initialised convolutions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from nvae_jax.model.depthwise import depthwise_conv
+
+KERNEL_AXES = (-4, -3, -2)  # all but the output channels; a stack of kernels may stand in front
+
+
+def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
+    """U(-1/√fan_in, 1/√fan_in)."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def kernel_norm(kernel: Array) -> Array:
+    """L2 norm of each output channel, (…, 1, 1, 1, O); its gradient at a zero kernel is 0."""
+    squares = jnp.sum(jnp.square(kernel), KERNEL_AXES, keepdims=True)
+    return jnp.sqrt(jnp.maximum(squares, 1e-30))
+
+
+def effective_kernel(weights: Any, mask: np.ndarray | None = None) -> Array:
+    """The kernel that a convolution applies.
+
+    Args:
+      weights: parameters of one `Conv`, or of a stack of them: `kernel` (…, H, W, I, O) and, where
+        the convolution is weight-normalised, `log_gain` (…, O).
+      mask: (H, W, I, O), zeros where a flow must not look.
+
+    Returns: exp(log_gain) · w / (‖w‖ + 1e-5) of the masked kernel, or the kernel itself.
+    """
+    kernel = weights["kernel"] if mask is None else weights["kernel"] * mask
+    if "log_gain" not in weights:
+        return kernel
+    gain = jnp.exp(weights["log_gain"])[..., None, None, None, :]
+    return gain * kernel / (kernel_norm(kernel) + 1e-5)
+
+
+class Conv(nn.Module):
+    """Convolution with an odd square kernel, by default weight-normalised and with a bias.
+
+    A stride of 2 pads both sides by half the kernel, so that output (i, j) is centred on input
+    (2i, 2j). `data_init` sets bias and gain from the first batch, so that the outputs of a fresh
+    layer have mean 0 and standard deviation 1/5 (Salimans & Kingma, 2016): `init` must then see real
+    data.
+    """
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    weight_norm: bool = True
+    use_bias: bool = True
+    data_init: bool = False
+    log_gain_shift: float = 0.0
+    dtype: Any = jnp.float32
+
+    def kernel_mask(self, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Mask of a kernel of `shape` (H, W, I, O); None: the kernel is whole."""
+        return None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(B, H, W, C) → (B, H / stride, W / stride, features)."""
+        k = self.kernel_size
+        shape = (k, k, x.shape[-1] // self.groups, self.features)
+        mask = self.kernel_mask(shape)
+        x = x.astype(self.dtype)
+        initializer = uniform_fan_in(k * k * shape[2])
+        weights = {"kernel": self.param("kernel", initializer, shape)}
+        if self.weight_norm:
+            weights["log_gain"] = self.param("log_gain", self._init_log_gain, weights, x, mask)
+        y = self._convolve(x, effective_kernel(weights, mask), mask)
+        if self.use_bias:
+            y += self.param("bias", self._init_bias, initializer, weights, x, mask).astype(y.dtype)
+        return y
+
+    def _convolve(self, x: Array, kernel: Array, mask: np.ndarray | None) -> Array:
+        kernel = kernel.astype(x.dtype)
+        if self.groups == x.shape[-1] == self.features and self.dilation == 1:
+            taps = None if mask is None else _taps(mask)
+            return depthwise_conv(x, kernel, self.stride, taps)
+        pad = self.dilation * (self.kernel_size // 2)
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(self.stride, self.stride),
+            padding=((pad, pad), (pad, pad)),
+            rhs_dilation=(self.dilation, self.dilation),
+            feature_group_count=self.groups,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    def _init_log_gain(self, key, weights, x, mask):
+        if self.data_init:
+            _, spread = self._first_batch_statistics(weights, x, mask)
+            return -jnp.log(spread)
+        kernel = weights["kernel"] if mask is None else weights["kernel"] * mask
+        return jnp.log(kernel_norm(kernel) + 1e-2).reshape(-1) - self.log_gain_shift
+
+    def _init_bias(self, key, initializer, weights, x, mask):
+        if self.data_init:
+            mean, spread = self._first_batch_statistics(weights, x, mask)
+            return -mean / spread
+        return initializer(key, (self.features,))
+
+    def _first_batch_statistics(self, weights, x, mask):
+        unit = effective_kernel({**weights, "log_gain": jnp.zeros((self.features,))}, mask)
+        y = self._convolve(x, unit, mask).astype(jnp.float32)
+        return y.mean((0, 1, 2)), 5 * y.std((0, 1, 2), ddof=1) + 1e-5
+
+
+def _taps(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """Positions (row, column) of a depthwise kernel that a mask leaves."""
+    return tuple((int(i), int(j)) for i, j in np.argwhere(mask.any((2, 3))))

@@ -1,0 +1,171 @@
+"""The top-down tower: prior, posterior and the image's parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from nvae_jax.model.architecture import ModelConfig
+from nvae_jax.model.cells import Resize
+from nvae_jax.model.convolution import Conv
+from nvae_jax.model.distributions import Normal, num_image_parameters
+from nvae_jax.model.encoder import make_cell, scan_groups
+from nvae_jax.model.flows import FlowPair
+
+
+@flax.struct.dataclass
+class GroupInputs:
+    """What one group, or a stack of groups on a leading axis, needs beside the features.
+
+    tap: (B, h, w, C_enc) features of the image; None: sample from the prior.
+    noise: (B, h, w, Z) standard normal, or a PRNG key to draw it with.
+    temperature: multiplies the prior's sigma when sampling from it.
+    """
+
+    tap: Array | None
+    noise: Array
+    temperature: Array
+
+
+@flax.struct.dataclass
+class GroupTerms:
+    """The terms of the ELBO that one group contributes, in nats: (B, Z), (B,), (B,)."""
+
+    kl: Array
+    log_q: Array
+    log_p: Array
+
+
+class LatentGroup(nn.Module):
+    """One group: features of the latents so far → prior, posterior, a draw, and new features.
+
+    The first group of a model has a standard prior and no cells, and its posterior sees the
+    image's features alone.
+    """
+
+    config: ModelConfig
+    features: int
+    first: bool = False
+
+    @nn.compact
+    def __call__(
+        self, h: Array, inputs: GroupInputs, train: bool
+    ) -> tuple[Array, GroupTerms | None]:
+        """h: (B, h, w, C) → (B, h, w, features), and the group's terms if it had a tap."""
+        config = self.config
+        dtype = jnp.dtype(config.dtype)
+        prior_raw: tuple[Array, Array] = (jnp.zeros(()), jnp.zeros(()))
+        if not self.first:
+            for i in range(config.decoder_cells):
+                h = make_cell(config, config.cells.decoder, name=f"cell_{i}")(h, train)
+            prior_raw = _split(Conv(2 * config.num_latents, dtype=dtype, name="prior")(nn.elu(h)))
+
+        noise, terms = inputs.noise, None
+        if jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):
+            noise = jax.random.normal(noise, (*h.shape[:-1], config.num_latents))
+        if inputs.tap is None:
+            z = Normal.from_raw(*prior_raw, temperature=inputs.temperature).sample(noise)
+        else:
+            z, terms = self._posterior(h, inputs.tap, noise, prior_raw)
+
+        combined = jnp.concatenate([h, z.astype(dtype)], axis=-1)
+        return Conv(self.features, dtype=dtype, name="combine")(combined), terms
+
+    def _posterior(self, h, tap, noise, prior_raw):
+        config = self.config
+        dtype = jnp.dtype(config.dtype)
+        if not self.first:
+            tap += Conv(tap.shape[-1], dtype=dtype, name="combine_encoder")(h)
+        raw = _split(Conv(2 * config.num_latents, 3, dtype=dtype, name="posterior")(tap))
+        if config.residual_posterior:
+            raw = tuple(q + p for q, p in zip(raw, prior_raw))
+        prior, posterior = Normal.from_raw(*prior_raw), Normal.from_raw(*raw)
+        z = posterior.sample(noise)
+        log_q = posterior.log_prob(z)
+        for i in range(config.num_flows):
+            z, log_det = FlowPair(config.flow, dtype, name=f"flow_{i}")(z)
+            log_q -= log_det
+        log_p = prior.log_prob(z)
+        kl = log_q - log_p if config.num_flows else posterior.kl(prior)
+        return z, GroupTerms(kl.sum((1, 2)), log_q.sum((1, 2, 3)), log_p.sum((1, 2, 3)))
+
+
+def _split(x: Array) -> tuple[Array, Array]:
+    mean, log_sigma = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return mean, log_sigma
+
+
+class Decoder(nn.Module):
+    """From draws of all groups, coarsest first, to the parameters of the image's distribution."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        encoded: tuple[Array, list[Array]] | None,
+        num_images: int,
+        noise: Array | list[Array],
+        temperatures: Array,
+        train: bool,
+    ) -> tuple[Array, GroupTerms | None]:
+        """Args:
+          encoded: what `Encoder` returns; None: sample from the prior.
+          num_images: B.
+          noise: one standard-normal (B, h, w, Z) a group, top-down, or one PRNG key a group.
+          temperatures: (groups,), of the prior, when sampling from it.
+          train: normalise by the batch.
+
+        Returns: (B, H, W, parameters) float32, and the groups' terms stacked top-down.
+        """
+        config = self.config
+        dtype = jnp.dtype(config.dtype)
+        top = config.scales[-1]
+        shape = (top.height, top.width, top.decoder_channels)
+        prior_features = self.param("prior_features", nn.initializers.uniform(1.0), shape)
+        if config.one_group:
+            # A plain VAE starts from its latents alone; the parameter is there, unused, because
+            # the original's checkpoints hold it.
+            prior_features = prior_features[..., :0]
+        h = jnp.broadcast_to(prior_features.astype(dtype), (num_images, *prior_features.shape))
+
+        def inputs(start: int, stop: int, tap: Array | None) -> GroupInputs:
+            some = noise[start:stop]
+            some = jnp.stack(some) if isinstance(some, (list, tuple)) else some
+            return GroupInputs(tap, some, temperatures[start:stop])
+
+        top_tap, taps = encoded or (None, None)
+        first = jax.tree.map(lambda x: x[0], inputs(0, 1, None)).replace(tap=top_tap)
+        h, terms = LatentGroup(config, top.decoder_channels, first=True, name="first")(
+            h, first, train
+        )
+        all_terms = [jax.tree.map(lambda x: x[None], terms)]
+        done = 1
+        for s, scale in reversed(list(enumerate(config.scales))):
+            groups = scale.groups
+            if scale is top:
+                groups -= 1
+            else:
+                h = make_cell(config, config.cells.decoder, "up", name=f"up_{s}")(h, train)
+            if groups:
+                # The encoder's groups run bottom-up, and the last one's tap is `top`.
+                tap = None if taps is None else taps[s][:groups][::-1]
+                scan = scan_groups(config, LatentGroup, groups, in_axes=(0, nn.broadcast))
+                stack = scan(config, scale.decoder_channels, name=f"scale_{s}")
+                h, terms = stack(h, inputs(done, done + groups, tap), train)
+                all_terms.append(terms)
+                done += groups
+
+        for block in range(config.num_blocks):
+            for i in range(config.postprocess_cells):
+                resize: Resize = "up" if i == 0 else "same"
+                name = f"postprocess_{block}_{i}"
+                h = make_cell(config, config.cells.postprocess, resize, name=name)(h, train)
+        conv = Conv(num_image_parameters(config), 3, dtype=dtype, name="image")
+        logits = conv(nn.elu(h)).astype(jnp.float32)
+        return logits, jax.tree.map(lambda *x: jnp.concatenate(x), *all_terms)

@@ -1,0 +1,291 @@
+"""The distributions of latents and of images, all in float32."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import Array, nn
+
+from nvae_jax.model.architecture import ModelConfig
+
+_UNIFORM_MARGIN = 1e-5  # keeps uniforms away from 0 and 1, where their quantiles are infinite
+
+
+def soft_clamp(x: Array) -> Array:
+    """Smoothly bounds `x` to (-5, 5)."""
+    return 5.0 * jnp.tanh(x / 5.0)
+
+
+@flax.struct.dataclass
+class Normal:
+    """Diagonal Normal distribution with soft-clamped parameters (NVAE, §3.2 and appendix A)."""
+
+    mean: Array
+    sigma: Array
+
+    @classmethod
+    def from_raw(cls, mean: Array, log_sigma: Array, temperature: Array | float = 1.0) -> Normal:
+        """From what the network puts out. Raw (0, 0) is mean 0, sigma 1.01.
+
+        `temperature` multiplies sigma.
+        """
+        mean, log_sigma = mean.astype(jnp.float32), log_sigma.astype(jnp.float32)
+        sigma = jnp.exp(soft_clamp(log_sigma)) + 1e-2
+        return cls(soft_clamp(mean), sigma * temperature)
+
+    def sample(self, noise: Array) -> Array:
+        """The draw that standard-normal `noise` becomes."""
+        return self.mean + self.sigma * noise
+
+    def log_prob(self, z: Array) -> Array:
+        """Log density of each variable, in nats."""
+        standardized = (z - self.mean) / self.sigma
+        return -0.5 * jnp.square(standardized) - jnp.log(self.sigma) - 0.5 * math.log(2 * math.pi)
+
+    def kl(self, other: Normal) -> Array:
+        """KL(self ‖ other) of each variable, in nats."""
+        shift = (self.mean - other.mean) / other.sigma
+        ratio = self.sigma / other.sigma
+        return 0.5 * (jnp.square(shift) + jnp.square(ratio)) - 0.5 - jnp.log(ratio)
+
+
+@flax.struct.dataclass
+class Bernoulli:
+    """Independent binary pixels; logits (B, H, W, C)."""
+
+    logits: Array
+
+    def log_prob(self, x: Array) -> Array:
+        """x: (B, H, W, C) of 0 and 1 → (B, H, W) nats."""
+        return (x * self.logits - nn.softplus(self.logits)).sum(-1)
+
+    def mean(self) -> Array:
+        """(B, H, W, C) in [0, 1]."""
+        return nn.sigmoid(self.logits)
+
+    def sample(self, key: Array, temperature: float = 1.0) -> Array:
+        """(B, H, W, C) of 0 and 1; a temperature below 1 prefers the likelier value."""
+        return jax.random.bernoulli(key, nn.sigmoid(self.logits / temperature)).astype(jnp.float32)
+
+
+@flax.struct.dataclass
+class NormalPixels:
+    """A Normal density on pixels mapped to [-1, 1]: continuous, without dequantisation."""
+
+    normal: Normal
+
+    @classmethod
+    def from_logits(cls, logits: Array) -> NormalPixels:
+        """logits: (B, H, W, 2C): C raw means, then C raw log-sigmas."""
+        return cls(Normal.from_raw(*jnp.split(logits, 2, axis=-1)))
+
+    def log_prob(self, x: Array) -> Array:
+        """x: (B, H, W, C) in [0, 1] → (B, H, W) nats of density on [-1, 1]."""
+        return self.normal.log_prob(2.0 * x - 1.0).sum(-1)
+
+    def mean(self) -> Array:
+        """(B, H, W, C) in [0, 1]."""
+        return _to_unit(jnp.clip(self.normal.mean, -1.0, 1.0))
+
+    def sample(self, key: Array, temperature: float = 1.0) -> Array:
+        """(B, H, W, C) in [0, 1]; the temperature multiplies sigma."""
+        noise = temperature * jax.random.normal(key, self.normal.mean.shape)
+        return _to_unit(jnp.clip(self.normal.sample(noise), -1.0, 1.0))
+
+
+@flax.struct.dataclass
+class LogisticMixture:
+    """Mixture of M discretised logistics per pixel, colours coupled linearly (PixelCNN++, §2.1-2.2).
+
+    A component gives channel i of a pixel the mean `means_i + Σ_{j<i} coefficients_ji · x_j`, with
+    x_j observed. The levels are -1, -1 + 2δ, …, 1 with δ = 1 / (2^bits - 1); the first and the last
+    bin reach to infinity, so the bins' masses sum to 1.
+
+    logits: (B, H, W, M) of the components.
+    means, log_scales: (B, H, W, C, M).
+    coefficients: (B, H, W, pairs, M), pairs of channels in the order 0→1, 0→2, 1→2, 0→3, …
+    official_bins: the tests of the official code instead, with which 8-bit bins sum to more than 1.
+    """
+
+    logits: Array
+    means: Array
+    log_scales: Array
+    coefficients: Array
+    num_bits: int = flax.struct.field(pytree_node=False, default=8)
+    official_bins: bool = flax.struct.field(pytree_node=False, default=False)
+
+    @staticmethod
+    def num_parameters(channels: int, mixtures: int) -> int:
+        """Parameters of one pixel: 10·M for three channels."""
+        return mixtures * (1 + channels * (2 + channels // 2))
+
+    @classmethod
+    def from_logits(
+        cls, logits: Array, channels: int, mixtures: int, num_bits: int, official_bins: bool = False
+    ) -> LogisticMixture:
+        """From the network's output.
+
+        logits: (B, H, W, parameters): M mixture logits, then for every channel M means, M
+        log-scales and its share, ⌊C / 2⌋ · M, of the coefficients (for an even C a few are unused).
+        """
+        mixture, rest = jnp.split(logits.astype(jnp.float32), [mixtures], axis=-1)
+        rest = rest.reshape(*rest.shape[:-1], channels, 2 + channels // 2, mixtures)
+        pairs = channels * (channels - 1) // 2
+        coefficients = rest[..., 2:, :].reshape(*rest.shape[:-3], -1, mixtures)[..., :pairs, :]
+        return cls(
+            logits=mixture,
+            means=rest[..., 0, :],
+            log_scales=jnp.maximum(rest[..., 1, :], -7.0),
+            coefficients=jnp.tanh(coefficients),
+            num_bits=num_bits,
+            official_bins=official_bins,
+        )
+
+    def _dependence(self, coefficients: Array, channel: int, earlier: list[Array]) -> Array | float:
+        first = channel * (channel - 1) // 2
+        return sum((coefficients[..., first + j, :] * x for j, x in enumerate(earlier)), start=0.0)
+
+    def log_prob(self, x: Array) -> Array:
+        """x: (B, H, W, C) in [0, 1], on the levels → (B, H, W) nats."""
+        x = 2.0 * x - 1.0
+        channels = [x[..., i, None] for i in range(x.shape[-1])]
+        means = [
+            self.means[..., i, :] + self._dependence(self.coefficients, i, channels[:i])
+            for i in range(len(channels))
+        ]
+        bins = _official_log_mass if self.official_bins else _log_mass
+        log_mass = bins(x[..., None], jnp.stack(means, -2), self.log_scales, 2**self.num_bits - 1)
+        return nn.logsumexp(log_mass.sum(-2) + nn.log_softmax(self.logits), axis=-1)
+
+    def mean(self) -> Array:
+        """(B, H, W, C) in [0, 1]: mixture means, each channel given the clipped earlier ones."""
+        weights = nn.softmax(self.logits)[..., None, :]
+        means = (weights * self.means).sum(-1, keepdims=True)
+        coefficients = (weights * self.coefficients).sum(-1, keepdims=True)
+        return self._clipped_channels(means, coefficients)
+
+    def sample(self, key: Array, temperature: float = 1.0) -> Array:
+        """(B, H, W, C) in [0, 1], unrounded; see `sample_from_uniforms`."""
+        key_component, key_value = jax.random.split(key)
+        low, high = _UNIFORM_MARGIN, 1.0 - _UNIFORM_MARGIN
+        return self.sample_from_uniforms(
+            jax.random.uniform(key_component, self.logits.shape, minval=low, maxval=high),
+            jax.random.uniform(key_value, self.means.shape[:-1], minval=low, maxval=high),
+            temperature,
+        )
+
+    def sample_from_uniforms(
+        self, component: Array, value: Array, temperature: float = 1.0
+    ) -> Array:
+        """The image that uniform draws become.
+
+        Args:
+          component: (B, H, W, M) in (0, 1), picks a component by the Gumbel-max trick.
+          value: (B, H, W, C) in (0, 1), quantiles of the channels' logistics.
+          temperature: divides the mixture logits and multiplies the logistics' scales.
+
+        Returns: (B, H, W, C) in [0, 1], unrounded, each channel given the clipped earlier ones.
+        """
+        gumbel = -jnp.log(-jnp.log(component))
+        chosen = jnp.argmax(self.logits / temperature + gumbel, axis=-1)[..., None, None]
+        means, log_scales, coefficients = (
+            jnp.take_along_axis(parameter, chosen, axis=-1)
+            for parameter in (self.means, self.log_scales, self.coefficients)
+        )
+        logistic = (jnp.log(value) - jnp.log1p(-value))[..., None]
+        return self._clipped_channels(
+            means + temperature * jnp.exp(log_scales) * logistic, coefficients
+        )
+
+    def _clipped_channels(self, values: Array, coefficients: Array) -> Array:
+        """values (B, H, W, C, 1), coefficients (B, H, W, pairs, 1) → (B, H, W, C) in [0, 1]."""
+        channels: list[Array] = []
+        for i in range(values.shape[-2]):
+            value = values[..., i, :] + self._dependence(coefficients, i, channels)
+            channels.append(jnp.clip(value, -1.0, 1.0))
+        return _to_unit(jnp.concatenate(channels, axis=-1))
+
+
+def _to_unit(x: Array) -> Array:
+    return x / 2.0 + 0.5
+
+
+def _log_mass(x: Array, mean: Array, log_scale: Array, steps: int) -> Array:
+    """Log of the logistic mass of the level `x`; finite and differentiable everywhere."""
+    half = 1.0 / steps
+    inverse_scale = jnp.exp(-log_scale)
+    upper, lower = (x + half - mean) * inverse_scale, (x - half - mean) * inverse_scale
+    below, above = nn.log_sigmoid(upper), nn.log_sigmoid(-lower)
+    # log(σ(a) - σ(b)) = log σ(a) + log σ(-b) + log(1 - e^(b-a)), and for a narrow bin the last term
+    # is log(a-b) - (a-b)/2, which does not underflow.
+    width = 2.0 * half * inverse_scale
+    narrow = width < 1e-3
+    log_width = math.log(2.0 * half) - log_scale
+    wide = jnp.log(-jnp.expm1(-jnp.where(narrow, 1.0, width)))
+    inside = below + above + jnp.where(narrow, log_width - width / 2.0, wide)
+    return jnp.where(x < -1.0 + half, below, jnp.where(x > 1.0 - half, above, inside))
+
+
+def _official_log_mass(x: Array, mean: Array, log_scale: Array, steps: int) -> Array:
+    """The same by the rules of the official implementation, for comparison with its numbers."""
+    half = 1.0 / steps
+    inverse_scale = jnp.exp(-log_scale)
+    middle = (x - mean) * inverse_scale
+    upper, lower = middle + half * inverse_scale, middle - half * inverse_scale
+    difference = nn.sigmoid(upper) - nn.sigmoid(lower)
+    log_density = middle - log_scale - 2.0 * nn.softplus(middle)
+    inside = jnp.where(
+        difference > 1e-5,
+        jnp.log(jnp.maximum(difference, 1e-10)),
+        log_density - math.log(steps / 2.0),
+    )
+    above = -nn.softplus(lower)
+    return jnp.where(x < -0.999, nn.log_sigmoid(upper), jnp.where(x > 0.99, above, inside))
+
+
+def num_image_parameters(config: ModelConfig) -> int:
+    """Channels that the decoder must put out for one pixel."""
+    channels = config.image_shape[-1]
+    if config.likelihood == "bernoulli":
+        return channels
+    if config.likelihood == "normal":
+        return 2 * channels
+    return LogisticMixture.num_parameters(channels, config.num_mixtures)
+
+
+def image_distribution(config: ModelConfig, logits: Array) -> Any:
+    """The distribution over images that the decoder's output stands for.
+
+    It has `log_prob(x)`, `mean()` and `sample(key, temperature)`; images are (B, H, W, C) in [0, 1].
+    """
+    logits = logits.astype(jnp.float32)
+    if config.likelihood == "bernoulli":
+        return Bernoulli(logits)
+    if config.likelihood == "normal":
+        return NormalPixels.from_logits(logits)
+    return LogisticMixture.from_logits(
+        logits,
+        config.image_shape[-1],
+        config.num_mixtures,
+        config.num_bits,
+        official_bins=config.bins == "official",
+    )
+
+
+def log_likelihood(config: ModelConfig, logits: Array, x: Array) -> Array:
+    """log p(x | z) of whole images, without the border.
+
+    Args:
+      logits: (B, H, W, parameters), the decoder's output.
+      x: (B, H, W, C) in [0, 1].
+
+    Returns: (B,) nats.
+    """
+    log_prob = image_distribution(config, logits).log_prob(x)
+    _, height, width = log_prob.shape
+    inside = log_prob[:, config.border : height - config.border, config.border : width - config.border]
+    return inside.sum((1, 2))

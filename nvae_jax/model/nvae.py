@@ -1,0 +1,134 @@
+"""The deep hierarchical VAE of Vahdat & Kautz (2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from nvae_jax.model.architecture import ModelConfig
+from nvae_jax.model.convolution import effective_kernel
+from nvae_jax.model.decoder import Decoder
+from nvae_jax.model.encoder import Encoder
+from nvae_jax.model.flows import kernel_mask
+
+Noise = Sequence[Array] | None
+
+
+@flax.struct.dataclass
+class NVAEOutput:
+    """One pass through both towers; groups are in top-down order, values in nats.
+
+    logits: (B, H, W, parameters) of the image's distribution, see `image_distribution`.
+    log_q: (B,) log posterior density of the drawn latents, over all groups.
+    log_p: (B,) their log prior density.
+    kl: (B, groups) KL of posterior from prior; with flows its one-draw estimate log q - log p.
+    kl_per_channel: (groups, Z) the same by latent channel, mean over the batch.
+    """
+
+    logits: Array
+    log_q: Array
+    log_p: Array
+    kl: Array
+    kl_per_channel: Array
+
+
+class NVAE(nn.Module):
+    """A model with the variables `params` and `batch_stats`.
+
+    `init` with the RNG streams `params` and `sample`; architectures without batch norm are
+    initialised from the data they see there. With `train=True` make `batch_stats` mutable to get
+    the updated running statistics.
+    """
+
+    config: ModelConfig
+
+    def setup(self):
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+
+    def __call__(self, x: Array, train: bool, noise: Noise = None) -> NVAEOutput:
+        """Encodes images, draws latents from their posterior and decodes them.
+
+        Args:
+          x: (B, H, W, C) in [0, 1].
+          train: normalise by the batch rather than by the running statistics.
+          noise: standard-normal draws (B, h, w, Z), one a group, top-down; without them they come
+            from the RNG stream `sample`.
+
+        Raises: ValueError if the shape of `x` or of the noise is not the configuration's.
+        """
+        if x.ndim != 4 or x.shape[1:] != self.config.image_shape:
+            raise ValueError(f"images have shape {x.shape}, not (B, {self.config.image_shape})")
+        num_images = x.shape[0]
+        encoded = self.encoder(2.0 * x - 1.0, train)
+        ones = jnp.ones((self.config.total_groups,))
+        noise = self._noise(noise, num_images)
+        logits, terms = self.decoder(encoded, num_images, noise, ones, train)
+        return NVAEOutput(
+            logits=logits,
+            log_q=terms.log_q.sum(0),
+            log_p=terms.log_p.sum(0),
+            kl=terms.kl.sum(-1).T,
+            kl_per_channel=terms.kl.mean(1),
+        )
+
+    def sample_prior(
+        self,
+        num_images: int,
+        temperature: float | Array = 1.0,
+        noise: Noise = None,
+        train: bool = False,
+    ) -> Array:
+        """Draws latents from the prior and decodes them.
+
+        Args:
+          num_images: B.
+          temperature: multiplies the prior's sigma; one number, or one a group (top-down).
+          noise: as in `__call__`.
+          train: normalise by the batch, for recalibrating the running statistics.
+
+        Returns: logits (B, H, W, parameters).
+        """
+        temperatures = jnp.broadcast_to(temperature, (self.config.total_groups,))
+        noise = self._noise(noise, num_images)
+        return self.decoder(None, num_images, noise, temperatures, train)[0]
+
+    def _noise(self, noise: Noise, num_images: int) -> Array | list[Array]:
+        if noise is None:
+            return jax.random.split(self.make_rng("sample"), self.config.total_groups)
+        expected = [(num_images, *shape) for shape in self.config.latent_shapes]
+        actual = [x.shape for x in noise]
+        if actual != expected:
+            raise ValueError(f"noise has shapes {actual}; expected, top-down: {expected}")
+        return list(noise)
+
+
+def variable_shapes(config: ModelConfig) -> dict:
+    """Shapes and dtypes of a model's `params` and `batch_stats`, without allocating them."""
+    images = jax.ShapeDtypeStruct((2, *config.image_shape), jnp.float32)
+    return jax.eval_shape(lambda key, x: NVAE(config).init(key, x, True), jax.random.key(0), images)
+
+
+def effective_kernels(params: dict) -> dict[tuple[str, ...], Array]:
+    """Every convolution's kernel as it is applied, normalised and masked, by its path in `params`.
+
+    A kernel is (H, W, I, O), or (groups, H, W, I, O) where a scale's groups are stacked.
+    Squeeze-excite's dense layers are not among them.
+    """
+    kernels = {}
+
+    def visit(weights, path):
+        kernel = weights.get("kernel")
+        if kernel is not None and kernel.ndim >= 4:
+            kernels[path] = effective_kernel(weights, kernel_mask(path, kernel.shape))
+        for name, child in weights.items():
+            if isinstance(child, dict):
+                visit(child, (*path, name))
+
+    visit(params, ())
+    return kernels
