@@ -19,7 +19,12 @@ Resize = Literal["same", "down", "up"]
 
 def upsample_nearest(x: Array) -> Array:
     """(B, H, W, C) → (B, 2H, 2W, C), every pixel four times."""
-    return x.repeat(2, axis=1).repeat(2, axis=2)
+    batch, height, width, channels = x.shape
+    # Stacked rather than broadcast: the gradient is then additions, which XLA's CPU backend fuses
+    # with what follows, and not a reduction, which makes it write out every operand.
+    x = jnp.stack([x, x], axis=3)
+    x = jnp.stack([x, x], axis=2)
+    return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
 def upsample_bilinear(x: Array) -> Array:

@@ -94,6 +94,8 @@ class Conv(nn.Module):
         if self.groups == x.shape[-1] == self.features and self.dilation == 1:
             taps = None if mask is None else _taps(mask)
             return depthwise_conv(x, kernel, self.stride, taps)
+        if self.kernel_size == 1 and self.groups == 1 and self.stride == 1:
+            return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
         pad = self.dilation * (self.kernel_size // 2)
         return lax.conv_general_dilated(
             x,

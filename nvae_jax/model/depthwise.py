@@ -76,8 +76,12 @@ def _all_taps(kernel) -> Taps:
 
 
 def _padded(x, pad):
-    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    # Without it a chain of such sums fuses into one loop that computes each over and over.
+    return _computed_once(jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0))))
+
+
+def _computed_once(x):
+    # Without it the compiler fuses what makes `x` into every product that reads it, and the sums
+    # into everything that reads them, and computes each over and over.
     return lax.optimization_barrier(x)
 
 
@@ -90,13 +94,16 @@ def _window(x, i, j, height, width, stride):
 def _shifted_products(x, kernel, *, stride, taps):
     padded = _padded(x, kernel.shape[0] // 2)
     height, width = -(-x.shape[1] // stride), -(-x.shape[2] // stride)
-    return sum(
-        _window(padded, i, j, height, width, stride) * kernel[i, j, 0]
-        for i, j in taps or _all_taps(kernel)
+    return _computed_once(
+        sum(
+            _window(padded, i, j, height, width, stride) * kernel[i, j, 0]
+            for i, j in taps or _all_taps(kernel)
+        )
     )
 
 
 def _shifted_gradients(x, kernel, g, *, stride, taps):
+    g = _computed_once(g)
     taps = taps or _all_taps(kernel)
     pad = kernel.shape[0] // 2
     height, width = x.shape[1:3]
@@ -111,7 +118,7 @@ def _shifted_gradients(x, kernel, g, *, stride, taps):
         _window(spread, 2 * pad - i, 2 * pad - j, height, width, 1) * kernel[i, j, 0]
         for i, j in taps
     )
-    return dx, _kernel_gradient(x, kernel, g, stride, taps)
+    return _computed_once(dx), _kernel_gradient(x, kernel, g, stride, taps)
 
 
 def _kernel_gradient(x, kernel, g, stride, taps):

@@ -37,7 +37,7 @@ def scan_groups(config: ModelConfig, group: type[nn.Module], length: int, **axes
         variable_axes={"params": 0, "batch_stats": 0},
         split_rngs={"params": True},
         length=length,
-        unroll=length if unroll else 1,
+        unroll=0 if unroll else 1,  # 0: no loop, not even for one group
         **axes,
     )
 

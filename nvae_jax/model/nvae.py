@@ -114,21 +114,24 @@ def variable_shapes(config: ModelConfig) -> dict:
     return jax.eval_shape(lambda key, x: NVAE(config).init(key, x, True), jax.random.key(0), images)
 
 
-def effective_kernels(params: dict) -> dict[tuple[str, ...], Array]:
-    """Every convolution's kernel as it is applied, normalised and masked, by its path in `params`.
+def effective_kernels(params: dict, path: tuple[str, ...] = ()) -> dict:
+    """Every convolution's kernel as it is applied, normalised and masked.
 
-    A kernel is (H, W, I, O), or (groups, H, W, I, O) where a scale's groups are stacked.
-    Squeeze-excite's dense layers are not among them.
+    Args:
+      params: of a model, or of its part at `path`.
+
+    Returns: nested dicts like `params`, with one kernel (H, W, I, O) in place of a convolution's
+      parameters, or (groups, H, W, I, O) where a scale's groups are stacked. Squeeze-excite's dense
+      layers are not among them.
     """
     kernels = {}
-
-    def visit(weights, path):
-        kernel = weights.get("kernel")
-        if kernel is not None and kernel.ndim >= 4:
-            kernels[path] = effective_kernel(weights, kernel_mask(path, kernel.shape))
-        for name, child in weights.items():
-            if isinstance(child, dict):
-                visit(child, (*path, name))
-
-    visit(params, ())
-    return kernels
+    for name, weights in params.items():
+        if not isinstance(weights, dict):
+            continue
+        here = (*path, name)
+        if "kernel" not in weights:
+            kernels[name] = effective_kernels(weights, here)
+        elif weights["kernel"].ndim >= 4:
+            mask = kernel_mask(here, weights["kernel"].shape)
+            kernels[name] = effective_kernel(weights, mask)
+    return {name: kernel for name, kernel in kernels.items() if not isinstance(kernel, dict) or kernel}

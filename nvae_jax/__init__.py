@@ -1,0 +1,1 @@
+"""NVAE, a deep hierarchical variational autoencoder, in JAX and Flax."""

@@ -1,0 +1,1 @@
+"""Image datasets: random-access sources, the Grain loader, device-side transforms, baselines."""

@@ -1,0 +1,1 @@
+"""Objective, optimiser, train step and the loop around them."""

@@ -1,0 +1,80 @@
+"""How a model is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, get_args, get_type_hints
+
+BalanceRule = Literal["square", "sqrt", "linear", "equal"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Training in the terms of the paper (NVAE, §3.2-3.3 and appendix A).
+
+    Raises `ValueError`, naming the field, when a value is impossible.
+    """
+
+    # How much of what.
+    epochs: int
+    batch_size: int  # images in a step, over all devices
+    seed: int = 0
+
+    # Adamax, with linear warm-up and a cosine from epoch to epoch.
+    learning_rate: float = 1e-2
+    min_learning_rate: float = 1e-4
+    warmup_epochs: int = 5
+    weight_decay: float = 3e-4  # L2, in the gradient
+    gradient_clip: float | None = None  # largest global norm, regularisers included
+    ema_decay: float | None = None  # of averaged parameters, used in evaluation
+
+    # The KL's weight rises from 0 to 1, balanced between groups until it gets there.
+    kl_warmup: float = 0.3  # part of training
+    kl_constant: float = 1e-4  # part of training before it
+    kl_balance: BalanceRule = "square"
+
+    # Weight of the spectral and the batch-norm penalty.
+    regularization: float = 1e-2
+    initial_regularization: float | None = None  # start of a geometric path along the KL warm-up
+
+    # What is written, and how often, in steps; the last step always is.
+    log_interval: int = 100
+    eval_interval: int = 1000
+    picture_interval: int = 1000
+    checkpoint_interval: int = 1000
+    keep_checkpoints: int = 2
+    eval_batch_size: int | None = None  # None: batch_size
+
+    def __post_init__(self):
+        positive = (
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "regularization",
+            "initial_regularization",
+            "gradient_clip",
+            "log_interval",
+            "eval_interval",
+            "picture_interval",
+            "checkpoint_interval",
+            "keep_checkpoints",
+            "eval_batch_size",
+        )
+        for name in positive:
+            value = getattr(self, name)
+            self._require(name, value is None or value > 0, "a positive number")
+        for name in ("seed", "weight_decay", "min_learning_rate"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("kl_warmup", "kl_constant"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "0 to 1")
+        self._require("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "in (0, 1)")
+        rules = get_args(get_type_hints(type(self))["kl_balance"])
+        self._require("kl_balance", self.kl_balance in rules, ", ".join(rules))
+        last = f"0 to epochs - 1 ({self.epochs - 1})"
+        self._require("warmup_epochs", 0 <= self.warmup_epochs < self.epochs, last)
+        lowest = f"at most learning_rate ({self.learning_rate})"
+        self._require("min_learning_rate", self.min_learning_rate <= self.learning_rate, lowest)
+
+    def _require(self, name: str, condition: bool, allowed: str):
+        if not condition:
+            raise ValueError(f"training.{name} is {getattr(self, name)!r}; allowed: {allowed}")

@@ -1,0 +1,129 @@
+"""Regularisers as gradient transformations: they add their gradient, weighted, to the updates.
+
+Both come before the optimiser in a chain and take the weight λ of the current step as the extra
+argument `regularization`. Their states keep the value of the penalty at the last update.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+from nvae_jax.model.nvae import effective_kernels
+
+FIRST_ROUNDS = 40  # of power iteration, when the vectors are still random
+ROUNDS = 4
+
+
+class SpectralState(NamedTuple):
+    """count: updates so far. u, v: singular vectors of every kernel. penalty: Σ σ."""
+
+    count: Array
+    u: Any
+    v: Any
+    penalty: Array
+
+
+def kernel_matrices(params: Any) -> Any:
+    """Effective kernels (…, H, W, I, O) as matrices (…, H·W·I, O): the transposes of W."""
+    return jax.tree.map(
+        lambda k: k.reshape(*k.shape[:-4], -1, k.shape[-1]), effective_kernels(params)
+    )
+
+
+def power_iteration(matrices: Any, u: Any, v: Any, rounds: Array | int) -> tuple[Any, Any]:
+    """v ← normalise(Wᵀu), u ← normalise(Wv), `rounds` times, for every matrix of a tree.
+
+    Args:
+      matrices: (…, R, O), each the transpose of a W.
+      u: (…, O). v: (…, R).
+    """
+
+    def iterate(_, vectors):
+        u, _ = vectors
+        v = jax.tree.map(lambda m, u: _normalize(jnp.einsum("...ro,...o->...r", m, u)), matrices, u)
+        u = jax.tree.map(lambda m, v: _normalize(jnp.einsum("...ro,...r->...o", m, v)), matrices, v)
+        return u, v
+
+    return lax.fori_loop(0, rounds, iterate, (u, v))
+
+
+def _normalize(x: Array) -> Array:
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-3)
+
+
+def spectral_penalty(params: Any, u: Any, v: Any) -> Array:
+    """Σ uᵀWv over all convolutions: the sum of largest singular values, at converged vectors."""
+    values = jax.tree.map(
+        lambda m, u, v: jnp.einsum("...ro,...r,...o->", m, v, u), kernel_matrices(params), u, v
+    )
+    return sum(jax.tree.leaves(values))
+
+
+def spectral_regularization(key: Array) -> optax.GradientTransformationExtraArgs:
+    """Adds λ · ∂/∂params of the sum of all convolutions' largest singular values (NVAE, §3.3).
+
+    The singular vectors persist in the state and follow the kernels by a few rounds of power
+    iteration an update; they carry no gradient themselves. The gradient passes through the weight
+    normalisation.
+
+    Args:
+      key: of the random vectors that the iteration starts from.
+    """
+
+    def init(params):
+        def start(key, axis):
+            matrices, treedef = jax.tree.flatten(jax.eval_shape(kernel_matrices, params))
+            return treedef.unflatten(
+                _normalize(jax.random.normal(k, (*m.shape[:-2], m.shape[axis])))
+                for k, m in zip(jax.random.split(key, len(matrices)), matrices)
+            )
+
+        key_u, key_v = jax.random.split(key)
+        return SpectralState(
+            jnp.zeros((), jnp.int32), start(key_u, -1), start(key_v, -2), jnp.zeros(())
+        )
+
+    def update(updates, state, params=None, *, regularization):
+        matrices = lax.stop_gradient(kernel_matrices(params))
+        rounds = jnp.where(state.count == 0, FIRST_ROUNDS, ROUNDS)
+        u, v = power_iteration(matrices, state.u, state.v, rounds)
+        penalty, gradient = jax.value_and_grad(spectral_penalty)(params, u, v)
+        updates = jax.tree.map(lambda g, r: g + regularization * r, updates, gradient)
+        return updates, SpectralState(optax.safe_increment(state.count), u, v, penalty)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class BatchNormState(NamedTuple):
+    """penalty: Σ max|scale|."""
+
+    penalty: Array
+
+
+def batch_norm_penalty(params: Any) -> Array:
+    """Σ over batch-norm layers of the largest |scale|."""
+    flat = flax.traverse_util.flatten_dict(params)
+    scales = [value for path, value in flat.items() if path[-1] == "scale"]
+    return sum((jnp.abs(scale).max(-1).sum() for scale in scales), start=jnp.zeros(()))
+
+
+def batch_norm_regularization() -> optax.GradientTransformationExtraArgs:
+    """Adds λ · ∂/∂params of `batch_norm_penalty` (NVAE, appendix A)."""
+
+    def init(params):
+        del params
+        return BatchNormState(jnp.zeros(()))
+
+    def update(updates, state, params=None, *, regularization):
+        del state
+        penalty, gradient = jax.value_and_grad(batch_norm_penalty)(params)
+        updates = jax.tree.map(lambda g, r: g + regularization * r, updates, gradient)
+        return updates, BatchNormState(penalty)
+
+    return optax.GradientTransformationExtraArgs(init, update)

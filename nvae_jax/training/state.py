@@ -1,0 +1,59 @@
+"""Everything that a training run carries from step to step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from nvae_jax.model.architecture import ModelConfig
+from nvae_jax.model.nvae import NVAE
+
+
+@flax.struct.dataclass
+class TrainState:
+    """step: updates so far. ema_params: averaged parameters, None where they are switched off."""
+
+    step: Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema_params: Any
+
+    @property
+    def eval_variables(self) -> dict:
+        """The variables that evaluation and sampling use."""
+        params = self.params if self.ema_params is None else self.ema_params
+        return {"params": params, "batch_stats": self.batch_stats}
+
+
+def init_state(
+    config: ModelConfig,
+    optimizer: optax.GradientTransformationExtraArgs,
+    key: Array,
+    x: Array,
+    ema: bool = False,
+) -> TrainState:
+    """A fresh state; to be run inside `jit`.
+
+    Args:
+      config: of the model.
+      optimizer: of the run.
+      key: of the parameters, and of the draws that data-dependent initialisation sees.
+      x: (B, H, W, C) in [0, 1], a real batch.
+      ema: keep averaged parameters.
+    """
+    key_params, key_sample = jax.random.split(key)
+    variables = NVAE(config).init({"params": key_params, "sample": key_sample}, x, train=True)
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+        ema_params=params if ema else None,
+    )

@@ -1,0 +1,172 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from nvae_jax.data.loader import eval_batches, steps_per_epoch, train_batches
+from nvae_jax.data.sources import Dataset
+
+NUMBER, BATCH, STEPS = 10, 4, 2  # an epoch is 2 batches; 2 examples are left out of each
+
+
+def make_images(number):
+    """Images of 6x5 pixels whose first channel is the index and the others the coordinates."""
+    index, row, column = np.meshgrid(np.arange(number), np.arange(6), np.arange(5), indexing="ij")
+    return np.stack([index, row, column], axis=-1).astype(np.uint8)
+
+
+@pytest.fixture
+def dataset():
+    images = make_images(NUMBER)
+    return Dataset("numbers", (3, 2, 3), train=images, test=images, random_crop=True)
+
+
+def take(iterator, number):
+    return list(itertools.islice(iterator, number))
+
+
+def assert_equal_streams(actual, expected):
+    assert len(actual) == len(expected) > 0
+    for a, b in zip(actual, expected, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+            assert a[name].dtype == b[name].dtype
+
+
+def epochs_of(dataset, number, **kwargs):
+    """The order of examples in each of the first epochs, (number, STEPS * BATCH)."""
+    batches = take(train_batches(dataset, BATCH, **kwargs), number * STEPS)
+    return np.concatenate([batch["index"] for batch in batches]).reshape(number, -1)
+
+
+def test_batches_have_the_documented_shapes_and_contents(dataset):
+    assert steps_per_epoch(dataset, BATCH) == STEPS
+    for step, batch in enumerate(take(train_batches(dataset, BATCH, seed=0), 3 * STEPS)):
+        assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
+            "image": ((BATCH, 3, 2, 3), np.uint8),
+            "index": ((BATCH,), np.int32),
+            "epoch": ((BATCH,), np.int32),
+        }
+        np.testing.assert_array_equal(batch["epoch"], step // STEPS)
+        np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["index"])
+
+
+def test_each_epoch_is_a_permutation_without_its_tail(dataset):
+    epochs = epochs_of(dataset, 50, seed=0)
+    for order in epochs:
+        assert len(set(order)) == STEPS * BATCH
+    assert set(epochs.flat) == set(range(NUMBER))
+    assert len({tuple(order) for order in epochs}) == 50
+
+
+def test_every_place_is_equally_likely(dataset):
+    number = 1000
+    epochs = epochs_of(dataset, number, seed=0)
+    for column in epochs.T:
+        counts = np.bincount(column, minlength=NUMBER)
+        # Five standard deviations of a binomial count.
+        bound = 5 * np.sqrt(number / NUMBER * (1 - 1 / NUMBER))
+        assert abs(counts - number / NUMBER).max() < bound
+
+
+def test_seeds_share_no_epochs(dataset):
+    # As they would if an epoch's seed were the sum of the seed and the epoch.
+    streams = [{tuple(order) for order in epochs_of(dataset, 20, seed=seed)} for seed in range(3)]
+    assert len(set.union(*streams)) == 60
+
+
+def test_crops_change_with_the_epoch_and_the_seed(dataset):
+    def corners(seed, start_step):
+        [batch] = take(train_batches(dataset, 10, seed, start_step), 1)
+        return batch["image"][np.argsort(batch["index"]), 0, 0, 1:]
+
+    first = corners(0, 0)
+    assert len({tuple(corner) for corner in first}) > 3
+    assert np.any(first != corners(0, 1))
+    assert np.any(first != corners(1, 0))
+
+
+@pytest.mark.parametrize("start_step", [0, 1, 2, 5])
+def test_resuming_continues_the_unbroken_stream(dataset, start_step):
+    unbroken = take(train_batches(dataset, BATCH, seed=3), 8)
+    resumed = take(train_batches(dataset, BATCH, 3, start_step), 8 - start_step)
+    assert_equal_streams(resumed, unbroken[start_step:])
+
+
+def test_starting_late_reads_no_more_than_starting_early(dataset):
+    class CountingSource:
+        reads = 0
+
+        def __len__(self):
+            return NUMBER
+
+        def __getitem__(self, index):
+            CountingSource.reads += 1
+            return make_images(NUMBER)[index]
+
+    counting = Dataset("counted", (6, 5, 3), train=CountingSource(), test=dataset.test)
+    iterator = train_batches(counting, BATCH, 0, start_step=10**9, prefetch=1)
+    np.testing.assert_array_equal(next(iterator)["epoch"], 10**9 // STEPS)
+    iterator.close()
+    assert CountingSource.reads <= 3 * BATCH
+
+
+def test_worker_processes_change_nothing(dataset):
+    iterator = train_batches(dataset, BATCH, 5, start_step=3, num_workers=2)
+    with_workers = take(iterator, 7)
+    iterator.close()
+    assert_equal_streams(with_workers, take(train_batches(dataset, BATCH, seed=5), 10)[3:])
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_processes_read_contiguous_shares_of_the_same_batches(dataset, process_count):
+    shares = [
+        take(train_batches(dataset, BATCH, 7, 1, process_index=p, process_count=process_count), 6)
+        for p in range(process_count)
+    ]
+    union = [
+        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for parts in zip(*shares, strict=True)
+    ]
+    assert_equal_streams(union, take(train_batches(dataset, BATCH, 7, 1), 6))
+
+
+@pytest.mark.parametrize("batch_size", [0, NUMBER + 1])
+def test_batch_must_fit_the_training_split(dataset, batch_size):
+    with pytest.raises(ValueError, match=f"training.batch_size is {batch_size}; allowed: 1 to 10"):
+        train_batches(dataset, batch_size, seed=0)
+
+
+def test_batch_must_divide_among_processes(dataset):
+    message = "batch_size is 4; allowed: positive multiples of the number of processes, 3"
+    with pytest.raises(ValueError, match=message):
+        train_batches(dataset, 4, seed=0, process_count=3)
+    with pytest.raises(ValueError, match=message):
+        eval_batches(dataset.test, 4, process_count=3)
+
+
+@pytest.mark.parametrize("process_count", [1, 2])
+@pytest.mark.parametrize("number", [1, 8, 10])
+def test_evaluation_counts_each_example_exactly_once(number, process_count):
+    images = make_images(number)
+    seen, total, weight = [], 0.0, 0.0
+    for process_index in range(process_count):
+        batches = list(eval_batches(images, BATCH, process_index, process_count))
+        assert len(batches) == -(-number // BATCH)
+        for batch in batches:
+            assert batch["image"].shape == (BATCH // process_count, 6, 5, 3)
+            assert batch["index"].dtype == np.int32
+            assert batch["mask"].dtype == np.float32
+            np.testing.assert_array_equal(batch["image"], images[batch["index"]])
+            seen += list(batch["index"][batch["mask"] == 1])
+            total += batch["mask"] @ batch["image"][:, 0, 0, 0]
+            weight += batch["mask"].sum()
+    assert sorted(seen) == list(range(number))
+    assert total / weight == images[:, 0, 0, 0].mean()
+
+
+def test_evaluation_keeps_the_order():
+    batches = eval_batches(make_images(NUMBER), BATCH)
+    index = np.concatenate([batch["index"][batch["mask"] == 1] for batch in batches])
+    np.testing.assert_array_equal(index, np.arange(NUMBER))
