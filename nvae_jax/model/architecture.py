@@ -10,7 +10,7 @@ from typing import Literal, get_args, get_type_hints
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """The operations of each kind of cell; `down` and `up` cells belong to the tower they sit in."""
+    """The operations of each kind of cell; `down` and `up` cells are of the tower they sit in."""
 
     encoder: tuple[str, ...]
     preprocess: tuple[str, ...]
@@ -47,7 +47,7 @@ ARCHITECTURES = {
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """One latent scale: its groups of latents, its resolution and the width of both towers there."""
+    """One latent scale: its groups of latents, its resolution and both towers' widths there."""
 
     groups: int
     height: int

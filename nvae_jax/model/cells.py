@@ -173,7 +173,7 @@ class Skip(nn.Module):
         offsets = ((0, 0), (1, 1), (0, 1), (1, 0))
         parts = [
             Conv(width, dtype=self.dtype, name=f"conv_{i}")(x[:, row::2, column::2])
-            for i, (width, (row, column)) in enumerate(zip(widths, offsets))
+            for i, (width, (row, column)) in enumerate(zip(widths, offsets, strict=True))
         ]
         return jnp.concatenate(parts, axis=-1)
 

@@ -54,8 +54,8 @@ class Conv(nn.Module):
 
     A stride of 2 pads both sides by half the kernel, so that output (i, j) is centred on input
     (2i, 2j). `data_init` sets bias and gain from the first batch, so that the outputs of a fresh
-    layer have mean 0 and standard deviation 1/5 (Salimans & Kingma, 2016): `init` must then see real
-    data.
+    layer have mean 0 and standard deviation 1/5 (Salimans & Kingma, 2016): `init` must then see
+    real data.
     """
 
     features: int

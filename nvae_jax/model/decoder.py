@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import flax.linen as nn
 import flax.struct
@@ -83,7 +83,7 @@ class LatentGroup(nn.Module):
             tap += Conv(tap.shape[-1], dtype=dtype, name="combine_encoder")(h)
         raw = _split(Conv(2 * config.num_latents, 3, dtype=dtype, name="posterior")(tap))
         if config.residual_posterior:
-            raw = tuple(q + p for q, p in zip(raw, prior_raw))
+            raw = tuple(q + p for q, p in zip(raw, prior_raw, strict=True))
         prior, posterior = Normal.from_raw(*prior_raw), Normal.from_raw(*raw)
         z = posterior.sample(noise)
         log_q = posterior.log_prob(z)
@@ -110,11 +110,13 @@ class Decoder(nn.Module):
         self,
         encoded: tuple[Array, list[Array]] | None,
         num_images: int,
-        noise: Array | list[Array],
+        noise: Array | Sequence[Array],
         temperatures: Array,
         train: bool,
     ) -> tuple[Array, GroupTerms | None]:
-        """Args:
+        """Runs the tower from its start to the image.
+
+        Args:
           encoded: what `Encoder` returns; None: sample from the prior.
           num_images: B.
           noise: one standard-normal (B, h, w, Z) a group, top-down, or one PRNG key a group.
@@ -136,7 +138,7 @@ class Decoder(nn.Module):
 
         def inputs(start: int, stop: int, tap: Array | None) -> GroupInputs:
             some = noise[start:stop]
-            some = jnp.stack(some) if isinstance(some, (list, tuple)) else some
+            some = jnp.stack(some) if isinstance(some, Sequence) else some
             return GroupInputs(tap, some, temperatures[start:stop])
 
         top_tap, taps = encoded or (None, None)

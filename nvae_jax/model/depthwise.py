@@ -107,13 +107,10 @@ def _shifted_gradients(x, kernel, g, *, stride, taps):
     taps = taps or _all_taps(kernel)
     pad = kernel.shape[0] // 2
     height, width = x.shape[1:3]
-    spread = g
-    if stride > 1:
-        end = [size - ((n - 1) * stride + 1) for size, n in zip((height, width), g.shape[1:3])]
-        inside = stride - 1
-        config = ((0, 0, 0), (0, end[0], inside), (0, end[1], inside), (0, 0, 0))
-        spread = lax.pad(g, jnp.zeros((), g.dtype), config)
-    spread = _padded(spread, pad)
+    # Between the rows and columns of a strided output the gradient is zero.
+    rest = [n - ((m - 1) * stride + 1) for n, m in zip(x.shape, g.shape, strict=True)]
+    between = ((0, 0, 0), (0, rest[1], stride - 1), (0, rest[2], stride - 1), (0, 0, 0))
+    spread = _padded(lax.pad(g, jnp.zeros((), g.dtype), between), pad)
     dx = sum(
         _window(spread, 2 * pad - i, 2 * pad - j, height, width, 1) * kernel[i, j, 0]
         for i, j in taps
@@ -121,16 +118,21 @@ def _shifted_gradients(x, kernel, g, *, stride, taps):
     return _computed_once(dx), _kernel_gradient(x, kernel, g, stride, taps)
 
 
+def _add_all(a, b):
+    return [p + q for p, q in zip(a, b, strict=True)]
+
+
 def _kernel_gradient(x, kernel, g, stride, taps):
     padded = _padded(x, kernel.shape[0] // 2)
+    height, width = g.shape[1:3]
     g = g.astype(jnp.float32)
     dkernel = jnp.zeros(kernel.shape, jnp.float32)
     for start in range(0, len(taps), _REDUCED_TOGETHER):
         some = taps[start : start + _REDUCED_TOGETHER]
-        products = tuple(_window(padded, i, j, *g.shape[1:3], stride) * g for i, j in some)
-        zeros = (jnp.zeros((), jnp.float32),) * len(some)
+        products = [_window(padded, i, j, height, width, stride) * g for i, j in some]
+        zeros = [jnp.zeros((), jnp.float32)] * len(some)
         # One reduction over space of all products reads the activations once.
-        sums = lax.reduce(products, zeros, lambda a, b: [p + q for p, q in zip(a, b)], (1, 2))
-        rows, columns = zip(*some)
+        sums = lax.reduce(products, zeros, _add_all, (1, 2))
+        rows, columns = zip(*some, strict=True)
         dkernel = dkernel.at[rows, columns, 0].set(jnp.stack(sums).sum(1))
     return dkernel.astype(kernel.dtype)

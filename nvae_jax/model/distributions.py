@@ -99,7 +99,7 @@ class NormalPixels:
 
 @flax.struct.dataclass
 class LogisticMixture:
-    """Mixture of M discretised logistics per pixel, colours coupled linearly (PixelCNN++, §2.1-2.2).
+    """Mixture of M discretised logistics per pixel, colours coupled linearly (PixelCNN++, §2).
 
     A component gives channel i of a pixel the mean `means_i + Σ_{j<i} coefficients_ji · x_j`, with
     x_j observed. The levels are -1, -1 + 2δ, …, 1 with δ = 1 / (2^bits - 1); the first and the last
@@ -260,7 +260,7 @@ def num_image_parameters(config: ModelConfig) -> int:
 def image_distribution(config: ModelConfig, logits: Array) -> Any:
     """The distribution over images that the decoder's output stands for.
 
-    It has `log_prob(x)`, `mean()` and `sample(key, temperature)`; images are (B, H, W, C) in [0, 1].
+    It has `log_prob(x)`, `mean()` and `sample(key, temperature)`; images: (B, H, W, C) in [0, 1].
     """
     logits = logits.astype(jnp.float32)
     if config.likelihood == "bernoulli":
@@ -280,12 +280,18 @@ def log_likelihood(config: ModelConfig, logits: Array, x: Array) -> Array:
     """log p(x | z) of whole images, without the border.
 
     Args:
+      config: of the model.
       logits: (B, H, W, parameters), the decoder's output.
       x: (B, H, W, C) in [0, 1].
 
     Returns: (B,) nats.
     """
     log_prob = image_distribution(config, logits).log_prob(x)
-    _, height, width = log_prob.shape
-    inside = log_prob[:, config.border : height - config.border, config.border : width - config.border]
-    return inside.sum((1, 2))
+    return without_border(config, log_prob).sum((1, 2))
+
+
+def without_border(config: ModelConfig, images: Array) -> Array:
+    """Cuts off the padding that is not scored: (B, H, W, …) → (B, h, w, …)."""
+    _, height, width = images.shape[:3]
+    border = config.border
+    return images[:, border : height - border, border : width - border]

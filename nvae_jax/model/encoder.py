@@ -63,7 +63,9 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, list[Array]]:
-        """Args:
+        """Runs the tower.
+
+        Args:
           x: (B, H, W, C) in [-1, 1].
           train: normalise by the batch.
 

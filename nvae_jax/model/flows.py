@@ -17,7 +17,7 @@ _HEAD_SHIFT = float(np.log(10.0))  # a fresh cell moves its latents little
 
 
 def causal_mask(shape: tuple[int, ...], strict: bool, mirrored: bool) -> np.ndarray:
-    """What a kernel may look at, in raster order: a pixel's past and, at the pixel, earlier latents.
+    """What a kernel may see, in raster order: a pixel's past and, at the pixel, earlier latents.
 
     Channels belong to as many equal groups, one a latent, as the fewer of inputs and outputs.
 
@@ -82,9 +82,9 @@ class FlowCell(nn.Module):
         hidden = EXPANSION * latents
         options = {"mirrored": self.mirrored, "dtype": self.dtype}
         x = MaskedConv(hidden, 3, strict=True, use_bias=False, **options, name="strict_conv")(z)
-        x = MaskedConv(
-            hidden, 5, groups=hidden, use_bias=False, **options, name="depthwise_conv"
-        )(nn.elu(x))
+        x = MaskedConv(hidden, 5, groups=hidden, use_bias=False, **options, name="depthwise_conv")(
+            nn.elu(x)
+        )
         outputs = latents if self.kind == "shift" else latents * (3 * COMPONENTS + 3)
         # The activation is applied twice, as in the original.
         x = nn.elu(nn.elu(x))
@@ -109,9 +109,7 @@ def mixture_logistic_transform(
 ) -> tuple[Array, Array]:
     """z' = e^a · logit(F(z)) + b, with F the CDF of a mixture of K logistics.
 
-    Args:
-      z, log_a, b: (B, H, W, Z).
-      logits, means, log_scales: (B, H, W, Z, K).
+    z, log_a and b are (B, H, W, Z); logits, means and log_scales (B, H, W, Z, K).
 
     Returns: z' and log dz'/dz, both (B, H, W, Z).
     """

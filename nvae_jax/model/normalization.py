@@ -18,7 +18,9 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool, copies: int = 1) -> Array:
-        """Args:
+        """Normalises `x`.
+
+        Args:
           x: (B, H, W, C).
           train: normalise by the batch, rather than by the running statistics.
           copies: how often every value of `x` will be repeated by an upsampling that was moved

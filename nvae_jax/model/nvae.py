@@ -8,6 +8,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
 from nvae_jax.model.architecture import ModelConfig
@@ -16,7 +17,7 @@ from nvae_jax.model.decoder import Decoder
 from nvae_jax.model.encoder import Encoder
 from nvae_jax.model.flows import kernel_mask
 
-Noise = Sequence[Array] | None
+Noise = Sequence[Array]
 
 
 @flax.struct.dataclass
@@ -47,11 +48,12 @@ class NVAE(nn.Module):
 
     config: ModelConfig
 
-    def setup(self):
+    def setup(self) -> None:
+        """Makes both towers."""
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
 
-    def __call__(self, x: Array, train: bool, noise: Noise = None) -> NVAEOutput:
+    def __call__(self, x: Array, train: bool, noise: Noise | None = None) -> NVAEOutput:
         """Encodes images, draws latents from their posterior and decodes them.
 
         Args:
@@ -67,8 +69,9 @@ class NVAE(nn.Module):
         num_images = x.shape[0]
         encoded = self.encoder(2.0 * x - 1.0, train)
         ones = jnp.ones((self.config.total_groups,))
-        noise = self._noise(noise, num_images)
-        logits, terms = self.decoder(encoded, num_images, noise, ones, train)
+        draws = self._noise(noise, num_images)
+        logits, terms = self.decoder(encoded, num_images, draws, ones, train)
+        assert terms is not None
         return NVAEOutput(
             logits=logits,
             log_q=terms.log_q.sum(0),
@@ -81,7 +84,7 @@ class NVAE(nn.Module):
         self,
         num_images: int,
         temperature: float | Array = 1.0,
-        noise: Noise = None,
+        noise: Noise | None = None,
         train: bool = False,
     ) -> Array:
         """Draws latents from the prior and decodes them.
@@ -95,17 +98,17 @@ class NVAE(nn.Module):
         Returns: logits (B, H, W, parameters).
         """
         temperatures = jnp.broadcast_to(temperature, (self.config.total_groups,))
-        noise = self._noise(noise, num_images)
-        return self.decoder(None, num_images, noise, temperatures, train)[0]
+        draws = self._noise(noise, num_images)
+        return self.decoder(None, num_images, draws, temperatures, train)[0]
 
-    def _noise(self, noise: Noise, num_images: int) -> Array | list[Array]:
+    def _noise(self, noise: Noise | None, num_images: int) -> Array | Noise:
         if noise is None:
             return jax.random.split(self.make_rng("sample"), self.config.total_groups)
         expected = [(num_images, *shape) for shape in self.config.latent_shapes]
         actual = [x.shape for x in noise]
         if actual != expected:
             raise ValueError(f"noise has shapes {actual}; expected, top-down: {expected}")
-        return list(noise)
+        return noise
 
 
 def variable_shapes(config: ModelConfig) -> dict:
@@ -114,24 +117,19 @@ def variable_shapes(config: ModelConfig) -> dict:
     return jax.eval_shape(lambda key, x: NVAE(config).init(key, x, True), jax.random.key(0), images)
 
 
-def effective_kernels(params: dict, path: tuple[str, ...] = ()) -> dict:
+def effective_kernels(params: dict) -> dict:
     """Every convolution's kernel as it is applied, normalised and masked.
-
-    Args:
-      params: of a model, or of its part at `path`.
 
     Returns: nested dicts like `params`, with one kernel (H, W, I, O) in place of a convolution's
       parameters, or (groups, H, W, I, O) where a scale's groups are stacked. Squeeze-excite's dense
       layers are not among them.
     """
+    flat = flatten_dict(params)
     kernels = {}
-    for name, weights in params.items():
-        if not isinstance(weights, dict):
-            continue
-        here = (*path, name)
-        if "kernel" not in weights:
-            kernels[name] = effective_kernels(weights, here)
-        elif weights["kernel"].ndim >= 4:
-            mask = kernel_mask(here, weights["kernel"].shape)
-            kernels[name] = effective_kernel(weights, mask)
-    return {name: kernel for name, kernel in kernels.items() if not isinstance(kernel, dict) or kernel}
+    for path, kernel in flat.items():
+        layer = path[:-1]
+        if path[-1] == "kernel" and kernel.ndim >= 4:
+            names = ("kernel", "log_gain")
+            weights = {name: flat[*layer, name] for name in names if (*layer, name) in flat}
+            kernels[layer] = effective_kernel(weights, kernel_mask(layer, kernel.shape))
+    return unflatten_dict(kernels)

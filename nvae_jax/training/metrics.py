@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,9 +20,9 @@ NATS_METRICS = ("nelbo", "reconstruction", "kl")  # nats an image, without regul
 def step_metrics(terms: ELBOTerms, output: NVAEOutput) -> dict[str, Array]:
     """Means over a batch.
 
-    Returns: scalars `nelbo`, `reconstruction` and `kl` in nats an image, with the KL at weight 1 and
-      without regularisers; and by group, top-down, (groups,): `group_kl` in nats, `group_active`
-      channels and `group_balance` weights.
+    Returns: scalars `nelbo`, `reconstruction` and `kl` in nats an image, with the KL at weight 1
+      and without regularisers; and by group, top-down, (groups,): `group_kl` in nats,
+      `group_active` channels and `group_balance` weights.
     """
     return {
         "nelbo": terms.nelbo.mean(),
@@ -38,10 +39,8 @@ def bits_per_dimension(nats: float, dimensions: int) -> float:
     return nats / (math.log(2) * dimensions)
 
 
-def flatten_metrics(
-    metrics: Mapping[str, np.ndarray], prefix: str, dimensions: int
-) -> dict[str, float]:
-    """Scalars to write down: `prefix/name`, nats also in bits/dim, groups as `prefix/group_kl/03`."""
+def flatten_metrics(metrics: Mapping[str, Any], prefix: str, dimensions: int) -> dict[str, float]:
+    """Scalars by name: `prefix/name`, nats also in bits/dim, groups as `prefix/group_kl/03`."""
     flat: dict[str, float] = {}
     for name, value in metrics.items():
         if name in GROUP_METRICS:

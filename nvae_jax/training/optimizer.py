@@ -38,7 +38,7 @@ def learning_rate_schedule(
 
 
 def _decayed(params: Any) -> Any:
-    """Which parameters have L2: all but the start of the decoder in a model that does not use it."""
+    """Which parameters have L2: all but the decoder's start in a model that does not use it."""
     one_group = not any(name.startswith("scale_") for name in params["decoder"])
     mask = jax.tree.map(lambda _: True, params)
     if one_group:

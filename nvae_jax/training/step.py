@@ -63,7 +63,7 @@ def make_train_step(
         )
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
-        if ema_params is not None:
+        if training.ema_decay is not None:
             ema_params = optax.incremental_update(params, ema_params, 1.0 - training.ema_decay)
         spectral, batch_norm = opt_state[0].penalty, opt_state[1].penalty
         metrics = step_metrics(terms, output) | {

@@ -1,0 +1,37 @@
+"""Handwritten digits on a laptop: the quick start.
+
+Command: python -m nvae_jax.main --config configs/digits.py --workdir runs/digits
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    """Two scales, six groups."""
+    config = default.get_config()
+    config.data.name = "digits"
+    config.model.update(
+        image_shape=(32, 32, 1),
+        likelihood="bernoulli",
+        border=2,
+        num_scales=2,
+        num_groups=4,
+        adaptive_groups=True,
+        encoder_channels=16,
+        decoder_channels=16,
+        num_blocks=2,
+        preprocess_cells=1,
+        postprocess_cells=1,
+        encoder_cells=1,
+        decoder_cells=1,
+    )
+    config.training.update(
+        epochs=43,
+        batch_size=64,
+        eval_interval=200,
+        picture_interval=500,
+        checkpoint_interval=500,
+    )
+    return config

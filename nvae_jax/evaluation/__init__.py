@@ -1,0 +1,1 @@
+"""What a trained model is asked: likelihoods, samples, reconstructions and pictures of them."""

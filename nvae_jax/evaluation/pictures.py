@@ -1,0 +1,89 @@
+"""Pictures of a run: samples, reconstructions and curves, as arrays of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nvae_jax.data.sources import Dataset
+from nvae_jax.data.transforms import prepare_eval
+from nvae_jax.evaluation.sampling import make_reconstructor, make_sampler
+from nvae_jax.model.architecture import ModelConfig
+from nvae_jax.model.distributions import without_border
+
+TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
+COLUMNS = 8
+
+
+def make_pictures(config: ModelConfig, dataset: Dataset) -> Callable[[Any], dict[str, np.ndarray]]:
+    """A function from a model's variables to its pictures, each (N, h, w, C) in [0, 1].
+
+    `samples`: a row of COLUMNS images a temperature, all rows from the same noise.
+    `reconstructions`: rows of COLUMNS test images, each above a row of their reconstructions.
+    The noise and the test images are the same at every call.
+    """
+    sample = make_sampler(config, COLUMNS)
+    reconstruct = make_reconstructor(config)
+    index = np.arange(min(2 * COLUMNS, len(dataset.test) // COLUMNS * COLUMNS))
+    x = prepare_eval(
+        jnp.stack([dataset.test[int(i)] for i in index]),
+        jnp.asarray(index),
+        binarize=dataset.binarize,
+        num_bits=config.num_bits,
+    )
+    inputs = np.asarray(without_border(config, x))
+
+    def draw(variables: Any) -> dict[str, np.ndarray]:
+        key = jax.random.key(0)
+        samples = [np.asarray(sample(variables, key, t)) for t in TEMPERATURES]
+        outputs = np.asarray(reconstruct(variables, x, key))
+        rows = [
+            images[start : start + COLUMNS]
+            for start in range(0, len(index), COLUMNS)
+            for images in (inputs, outputs)
+        ]
+        return {"samples": np.concatenate(samples), "reconstructions": np.concatenate(rows)}
+
+    return draw
+
+
+def draw_curves(records: Sequence[Mapping[str, float]], baseline: float, title: str) -> np.ndarray:
+    """Training and validation NELBO by step, and the training KL of every group.
+
+    Args:
+      records: what a run measured, in the order of steps, as `Workdir.read_metrics` returns it.
+      baseline: NELBO of independent pixels, in nats an image.
+      title: of the picture.
+
+    Returns: (H, W, 3) in [0, 1].
+    """
+    import matplotlib.figure
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = matplotlib.figure.Figure(figsize=(11, 4), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for name, label in (("train/nelbo", "training"), ("validation/nelbo", "validation")):
+        points = [(r["step"], r[name]) for r in records if name in r]
+        if points:
+            left.plot(*zip(*points, strict=True), label=label, marker=".")
+    left.axhline(baseline, color="grey", linestyle="--", label="independent pixels")
+    lowest = min((r["validation/nelbo"] for r in records if "validation/nelbo" in r), default=0.0)
+    left.set_ylim(lowest - 0.1 * abs(baseline - lowest), baseline + 0.5 * abs(baseline - lowest))
+    left.set(xlabel="step", ylabel="NELBO, nats an image", title=title)
+    left.legend()
+
+    groups = sorted({name for r in records for name in r if name.startswith("train/group_kl/")})
+    for i, name in enumerate(groups):
+        points = [(r["step"], r[name]) for r in records if name in r]
+        color = matplotlib.colormaps["viridis"](i / max(len(groups) - 1, 1))
+        ends = i in (0, len(groups) - 1)
+        right.plot(*zip(*points, strict=True), color=color, label=f"group {i}" if ends else None)
+    right.set(xlabel="step", ylabel="KL, nats an image", title="KL of every group, from the top")
+    right.legend()
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3] / 255.0

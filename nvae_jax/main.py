@@ -1,0 +1,26 @@
+"""The command line: `python -m nvae_jax.main --config configs/digits.py --workdir DIR`."""
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from nvae_jax.parallel import keep_freed_memory
+from nvae_jax.training.loop import train
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "What to train; single fields as --config.training.seed=1.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: new, or one to go on with.")
+
+
+def main(argv: list[str]) -> None:
+    """Trains what the flags say."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.WARNING)
+    keep_freed_memory()
+    train(_CONFIG.value, str(_WORKDIR.value))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)
