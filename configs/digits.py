@@ -9,18 +9,18 @@ from configs import default
 
 
 def get_config() -> ConfigDict:
-    """Two scales, six groups."""
+    """Three scales, seven groups."""
     config = default.get_config()
     config.data.name = "digits"
     config.model.update(
         image_shape=(32, 32, 1),
         likelihood="bernoulli",
         border=2,
-        num_scales=2,
+        num_scales=3,
         num_groups=4,
         adaptive_groups=True,
-        encoder_channels=16,
-        decoder_channels=16,
+        encoder_channels=8,
+        decoder_channels=8,
         num_blocks=2,
         preprocess_cells=1,
         postprocess_cells=1,

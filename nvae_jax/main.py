@@ -3,7 +3,7 @@
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from nvae_jax.parallel import keep_freed_memory
+from nvae_jax.parallel import keep_compiled_programs, keep_freed_memory
 from nvae_jax.training.loop import train
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -18,6 +18,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)
     keep_freed_memory()
+    keep_compiled_programs()
     train(_CONFIG.value, str(_WORKDIR.value))
 
 

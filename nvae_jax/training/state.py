@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -48,6 +49,8 @@ def init_state(
       ema: keep averaged parameters.
     """
     key_params, key_sample = jax.random.split(key)
+    # A loop gives the same values and compiles faster; there is no gradient to be slow.
+    config = dataclasses.replace(config, unroll=False)
     variables = NVAE(config).init({"params": key_params, "sample": key_sample}, x, train=True)
     params = variables["params"]
     return TrainState(

@@ -1,0 +1,34 @@
+"""Crops of photographs at 32×32: a colour model that a laptop trains.
+
+Command: python -m nvae_jax.main --config configs/photos32.py --workdir runs/photos32
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    """Two scales, six groups, one flow pair."""
+    config = default.get_config()
+    config.data.update(name="photos", size=32, crops_per_epoch=1024)
+    config.model.update(
+        num_scales=2,
+        num_groups=4,
+        adaptive_groups=True,
+        encoder_channels=12,
+        decoder_channels=12,
+        preprocess_cells=1,
+        postprocess_cells=1,
+        encoder_cells=1,
+        decoder_cells=1,
+        num_flows=1,
+    )
+    config.training.update(
+        epochs=31,
+        batch_size=32,
+        eval_interval=250,
+        picture_interval=500,
+        checkpoint_interval=500,
+    )
+    return config

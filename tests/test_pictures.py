@@ -1,0 +1,52 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import CONFIG
+
+from nvae_jax.data.sources import make_dataset
+from nvae_jax.evaluation.pictures import COLUMNS, TEMPERATURES, draw_curves, make_pictures
+from nvae_jax.evaluation.sampling import make_sampler
+from nvae_jax.model import NVAE
+
+
+@pytest.fixture(scope="module")
+def variables():
+    x = jnp.zeros((2, *CONFIG.image_shape))
+    return NVAE(CONFIG).init(jax.random.key(0), x, train=True)
+
+
+def test_pictures_have_a_row_a_temperature_and_inputs_above_outputs(variables):
+    digits = make_dataset("digits")
+    draw = make_pictures(CONFIG, digits)
+    pictures = draw(variables)
+    assert pictures["samples"].shape == (COLUMNS * len(TEMPERATURES), 28, 28, 1)
+    assert pictures["reconstructions"].shape == (4 * COLUMNS, 28, 28, 1)
+    inputs = pictures["reconstructions"][:COLUMNS]
+    assert set(np.unique(inputs)) == {0.0, 1.0}
+    outputs = pictures["reconstructions"][COLUMNS : 2 * COLUMNS]
+    assert ((outputs > 0) & (outputs < 1)).all()
+    # Binarised once and for all, and the same noise: the same pictures again.
+    for name, images in draw(variables).items():
+        np.testing.assert_array_equal(images, pictures[name])
+    assert not np.allclose(pictures["samples"][:COLUMNS], pictures["samples"][-COLUMNS:])
+
+
+def test_temperature_can_differ_by_group(variables):
+    sample = make_sampler(CONFIG, 4)
+    key = jax.random.key(1)
+    same = sample(variables, key, 0.7)
+    np.testing.assert_array_equal(sample(variables, key, jnp.asarray([0.7, 0.7])), same)
+    assert not np.allclose(sample(variables, key, jnp.asarray([0.7, 1.0])), same)
+
+
+def test_curves_are_a_picture_of_the_records():
+    records = [
+        {"step": s, "train/nelbo": 300 / s, "validation/nelbo": 310 / s, "train/group_kl/0": s}
+        for s in (1, 2, 3)
+    ]
+    image = draw_curves(records, 100.0, "title")
+    assert image.ndim == 3
+    assert image.shape[-1] == 3
+    assert 0 <= image.min() < image.max() <= 1
+    assert not np.array_equal(image, draw_curves(records[:2], 100.0, "title"))
