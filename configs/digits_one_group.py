@@ -9,11 +9,14 @@ from configs import digits
 
 
 def get_config() -> ConfigDict:
-    """One group of latents at 8×8."""
+    """One group of latents at 4×4, and wider cells to have as many parameters."""
     config = digits.get_config()
     config.model.update(
         num_scales=1,
         num_groups=1,
         adaptive_groups=False,
+        num_blocks=3,
+        encoder_channels=28,
+        decoder_channels=28,
     )
     return config

@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
         num_scales=2,
         num_groups=4,
         adaptive_groups=True,
+        num_latents=8,
         encoder_channels=12,
         decoder_channels=12,
         preprocess_cells=1,

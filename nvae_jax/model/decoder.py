@@ -14,8 +14,8 @@ from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.cells import Resize
 from nvae_jax.model.convolution import Conv
 from nvae_jax.model.distributions import Normal, num_image_parameters
-from nvae_jax.model.encoder import make_cell, scan_groups
 from nvae_jax.model.flows import FlowPair
+from nvae_jax.model.tower import make_cell, scan_groups
 
 
 @flax.struct.dataclass
@@ -157,7 +157,7 @@ class Decoder(nn.Module):
             if groups:
                 # The encoder's groups run bottom-up, and the last one's tap is `top`.
                 tap = None if taps is None else taps[s][:groups][::-1]
-                scan = scan_groups(config, LatentGroup, groups, in_axes=(0, nn.broadcast))
+                scan = scan_groups(config, LatentGroup, groups)
                 stack = scan(config, scale.decoder_channels, name=f"scale_{s}")
                 h, terms = stack(h, inputs(done, done + groups, tap), train)
                 all_terms.append(terms)

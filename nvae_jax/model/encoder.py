@@ -2,44 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from nvae_jax.model.architecture import ModelConfig
-from nvae_jax.model.cells import Cell, Resize
+from nvae_jax.model.cells import Resize
 from nvae_jax.model.convolution import Conv
-
-
-def make_cell(
-    config: ModelConfig, operations: tuple[str, ...], resize: Resize = "same", **options: Any
-) -> nn.Module:
-    """A cell of a model; recomputed in the backward pass when `config.remat` is "cell"."""
-    cell = nn.remat(Cell, static_argnums=(2,)) if config.remat == "cell" else Cell
-    dtype = jnp.dtype(config.dtype)
-    return cell(operations, resize, config.squeeze_excite, dtype, **options)
-
-
-def scan_groups(config: ModelConfig, group: type[nn.Module], length: int, **axes: Any) -> Any:
-    """A class for `length` groups of one scale: a loop over parameters stacked on a leading axis.
-
-    `config.unroll` decides whether the compiled program has a loop. On CPU the gradient of a
-    convolution is many times slower inside one.
-    """
-    if config.remat == "group":
-        group = nn.remat(group, static_argnums=(3,), prevent_cse=False)
-    unroll = jax.default_backend() == "cpu" if config.unroll is None else config.unroll
-    return nn.scan(
-        group,
-        variable_axes={"params": 0, "batch_stats": 0},
-        split_rngs={"params": True},
-        length=length,
-        unroll=0 if unroll else 1,  # 0: no loop, not even for one group
-        **axes,
-    )
+from nvae_jax.model.tower import make_cell, scan_groups
 
 
 class EncoderGroup(nn.Module):
@@ -89,7 +59,7 @@ class Encoder(nn.Module):
             for s, scale in enumerate(config.scales):
                 if s > 0:
                     x = make_cell(config, config.cells.encoder, "down", name=f"down_{s}")(x, train)
-                groups = scan_groups(config, EncoderGroup, scale.groups, in_axes=(0, nn.broadcast))
+                groups = scan_groups(config, EncoderGroup, scale.groups)
                 x, tapped = groups(config, name=f"scale_{s}")(x, None, train)
                 taps.append(tapped)
 

@@ -1,11 +1,52 @@
 """Batch normalisation."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 EPSILON = 1e-5
 NEW_WEIGHT = 0.05  # of a batch's statistics in the running average
+
+
+@jax.custom_vjp
+def normalize_by_batch(x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
+    """Normalises channels by the batch's own statistics, in float32.
+
+    The gradient is written out because it needs two sums over the batch where automatic
+    differentiation makes five. The statistics that are returned carry no gradient.
+
+    Args:
+      x: (B, H, W, C).
+      scale: (C,).
+      bias: (C,).
+
+    Returns: the normalised x in its dtype, mean (C,), and biased variance (C,).
+    """
+    return _normalize_by_batch(x, scale, bias)[0]
+
+
+def _normalize_by_batch(x, scale, bias):
+    x32 = x.astype(jnp.float32)
+    mean = x32.mean((0, 1, 2))
+    var = jnp.square(x32 - mean).mean((0, 1, 2))
+    inverse_std = lax.rsqrt(var + EPSILON)
+    y = ((x32 - mean) * (scale * inverse_std) + bias).astype(x.dtype)
+    return (y, mean, var), (x, scale, mean, inverse_std)
+
+
+def _normalize_by_batch_gradient(residuals, gradients):
+    x, scale, mean, inverse_std = residuals
+    g = gradients[0].astype(jnp.float32)
+    standardized = (x.astype(jnp.float32) - mean) * inverse_std
+    bias_gradient = g.sum((0, 1, 2))
+    scale_gradient = (g * standardized).sum((0, 1, 2))
+    count = x.size // x.shape[-1]
+    centred = g - bias_gradient / count - standardized * (scale_gradient / count)
+    return (scale * inverse_std * centred).astype(x.dtype), scale_gradient, bias_gradient
+
+
+normalize_by_batch.defvjp(_normalize_by_batch, _normalize_by_batch_gradient)
 
 
 class BatchNorm(nn.Module):
@@ -33,16 +74,13 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
-        x32 = x.astype(jnp.float32)
-        if train:
-            mean = x32.mean((0, 1, 2))
-            var = jnp.square(x32 - mean).mean((0, 1, 2))
-            if self.is_mutable_collection("batch_stats") and not self.is_initializing():
-                count = copies * x.size // channels
-                unbiased = var * (count / (count - 1))
-                running_mean.value += NEW_WEIGHT * (mean - running_mean.value)
-                running_var.value += NEW_WEIGHT * (unbiased - running_var.value)
-        else:
-            mean, var = running_mean.value, running_var.value
-        factor = scale * lax.rsqrt(var + EPSILON)
-        return ((x32 - mean) * factor + bias).astype(x.dtype)
+        if not train:
+            factor = scale * lax.rsqrt(running_var.value + EPSILON)
+            return ((x.astype(jnp.float32) - running_mean.value) * factor + bias).astype(x.dtype)
+        y, mean, var = normalize_by_batch(x, scale, bias)
+        if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+            count = copies * x.size // channels
+            unbiased = var * (count / (count - 1))
+            running_mean.value += NEW_WEIGHT * (mean - running_mean.value)
+            running_var.value += NEW_WEIGHT * (unbiased - running_var.value)
+        return y
