@@ -1,12 +1,13 @@
 """Where each tensor of an official state dict lives in our variables, and in which layout.
 
-Written from the published naming of the checkpoints alone. Group g of the official lists counts from
-the top; ours are stacked per scale.
+Written from the published naming of the checkpoints alone. Group g of the official lists counts
+from the top; ours are stacked per scale.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,7 +15,12 @@ import numpy as np
 from nvae_jax.model.architecture import ModelConfig
 
 # Official axes → ours, for tensors that differ by more than their shape.
-_TRANSPOSE = {"conv": (2, 3, 1, 0), "dense": (1, 0), "image": (1, 2, 0)}
+_TRANSPOSE = {
+    "conv": (2, 3, 1, 0),
+    "plain_conv": (2, 3, 1, 0),
+    "dense": (1, 0),
+    "image": (1, 2, 0),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,16 +30,14 @@ class Entry:
     official: its name in the state dict.
     path: collection and names in our variables.
     index: position on the leading axis of a stack; None: not stacked.
-    kind: conv (OIHW there, HWIO here), dense, image (CHW there), gain (O, 1, 1, 1) or vector.
-    weight_norm: for a conv, whether it is weight-normalised.
+    kind: conv or plain_conv, with and without weight norm (OIHW there, HWIO here), gain (O, 1, 1, 1
+      there), dense, image (CHW there) or vector.
     """
 
     official: str
     path: tuple[str, ...]
     index: int | None
     kind: str
-
-    weight_norm: bool = False
 
     def official_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The official shape of a tensor whose shape here is `shape`."""
@@ -73,8 +77,8 @@ class _Place:
 
 
 def _conv(name: str, place: _Place, weight_norm: bool = True, bias: bool = True) -> Iterator[Entry]:
-    kernel = place.entry(f"{name}.weight", "params", "kernel", "conv")
-    yield dataclasses.replace(kernel, weight_norm=weight_norm)
+    kind = "conv" if weight_norm else "plain_conv"
+    yield place.entry(f"{name}.weight", "params", "kernel", kind)
     if weight_norm:
         yield place.entry(f"{name}.log_weight_norm", "params", "log_gain", "gain")
     if bias:
@@ -142,17 +146,17 @@ def model_entries(config: ModelConfig) -> Iterator[Entry]:
     yield from _conv("enc0.1", encoder / "top")
     yield from _conv("image_conditional.1", decoder / "image")
     yield Entry("prior_ftr0", ("params", "decoder", "prior_features"), None, "image")
-    se = {"squeeze_excite": config.squeeze_excite}
+    cells, se = config.cells, {"squeeze_excite": config.squeeze_excite}
     pre, post = config.preprocess_cells, config.postprocess_cells
     for block in range(config.num_blocks):
         for i in range(pre):
-            path = ("encoder", f"preprocess_{block}_{i}")
-            name, down = f"pre_process.{block * pre + i}", i == pre - 1
-            yield from cell_entries(name, path, None, config.cells.preprocess, down=down, **se)
+            name, place = f"pre_process.{block * pre + i}", encoder / f"preprocess_{block}_{i}"
+            yield from cell_entries(
+                name, place.path, None, cells.preprocess, down=i == pre - 1, **se
+            )
         for i in range(post):
-            path = ("decoder", f"postprocess_{block}_{i}")
-            name = f"post_process.{block * post + i}"
-            yield from cell_entries(name, path, None, config.cells.postprocess, up=i == 0, **se)
+            name, place = f"post_process.{block * post + i}", decoder / f"postprocess_{block}_{i}"
+            yield from cell_entries(name, place.path, None, cells.postprocess, up=i == 0, **se)
     yield from _encoder_tower(config)
     yield from _decoder_tower(config)
 
@@ -160,51 +164,46 @@ def model_entries(config: ModelConfig) -> Iterator[Entry]:
 def _encoder_tower(config: ModelConfig) -> Iterator[Entry]:
     if config.one_group:
         return
-    se = {"squeeze_excite": config.squeeze_excite}
-    position = 0
+    cells, se = config.cells.encoder, {"squeeze_excite": config.squeeze_excite}
+    names = (f"enc_tower.{i}" for i in itertools.count())
     for s, scale in enumerate(config.scales):
-        last_scale = s == config.num_scales - 1
         if s > 0:
-            name, path = f"enc_tower.{position}", ("encoder", f"down_{s}")
-            yield from cell_entries(name, path, None, config.cells.encoder, down=True, **se)
-            position += 1
+            path = ("encoder", f"down_{s}")
+            yield from cell_entries(next(names), path, None, cells, down=True, **se)
+        last_scale = s == config.num_scales - 1
         combined = scale.groups - last_scale  # groups with a combiner; the very last has none
         for group in range(scale.groups):
             for i in range(config.encoder_cells):
-                name, path = f"enc_tower.{position}", ("encoder", f"scale_{s}", f"cell_{i}")
-                yield from cell_entries(name, path, group, config.cells.encoder, **se)
-                position += 1
+                cell = ("encoder", f"scale_{s}", f"cell_{i}")
+                yield from cell_entries(next(names), cell, group, cells, **se)
             if group < combined:
                 # Ours belongs to the decoder's group, and those are stacked top-down.
-                path = ("decoder", f"scale_{s}", "combine_encoder")
-                place = _Place(path, combined - 1 - group)
-                yield from _conv(f"enc_tower.{position}.conv", place)
-                position += 1
+                place = _Place(("decoder", f"scale_{s}"), combined - 1 - group)
+                yield from _conv(f"{next(names)}.conv", place / "combine_encoder")
 
 
 def _decoder_tower(config: ModelConfig) -> Iterator[Entry]:
-    se = {"squeeze_excite": config.squeeze_excite}
-    first = "stem_decoder" if config.one_group else "dec_tower.0.conv"
-    place = _Place(("decoder", "first"))
-    yield from _conv(first, place / "combine")
-    yield from _group(config, 0, place)
-    position, group = 1, 1
+    cells, se = config.cells.decoder, {"squeeze_excite": config.squeeze_excite}
+    names = (f"dec_tower.{i}" for i in itertools.count())
+    first = _Place(("decoder", "first"))
+    yield from _conv(
+        "stem_decoder" if config.one_group else f"{next(names)}.conv", first / "combine"
+    )
+    yield from _group(config, 0, first)
+    group = 1
     for s, scale in reversed(list(enumerate(config.scales))):
         top = s == config.num_scales - 1
         if not top:
-            name, path = f"dec_tower.{position}", ("decoder", f"up_{s}")
-            yield from cell_entries(name, path, None, config.cells.decoder, up=True, **se)
-            position += 1
+            path = ("decoder", f"up_{s}")
+            yield from cell_entries(next(names), path, None, cells, up=True, **se)
         for index in range(scale.groups - top):
             place = _Place(("decoder", f"scale_{s}"), index)
             for i in range(config.decoder_cells):
-                name, path = f"dec_tower.{position}", ("decoder", f"scale_{s}", f"cell_{i}")
-                yield from cell_entries(name, path, index, config.cells.decoder, **se)
-                position += 1
-            yield from _conv(f"dec_tower.{position}.conv", place / "combine")
+                cell = (place / f"cell_{i}").path
+                yield from cell_entries(next(names), cell, index, cells, **se)
+            yield from _conv(f"{next(names)}.conv", place / "combine")
             yield from _conv(f"dec_sampler.{group - 1}.1", place / "prior")
             yield from _group(config, group, place)
-            position += 1
             group += 1
 
 

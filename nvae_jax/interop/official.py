@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -57,10 +58,12 @@ def config_from_args(args: Mapping[str, Any]) -> ModelConfig:
             f"num_preprocess_blocks ({read('num_preprocess_blocks')})"
         )
     mixtures = read("num_mixture_dec")
-    colour = "normal" if mixtures == 1 else "logistic_mixture"
+    likelihood: Literal["bernoulli", "logistic_mixture", "normal"] = (
+        "bernoulli" if dataset in _BINARY else "normal" if mixtures == 1 else "logistic_mixture"
+    )
     return ModelConfig(
         image_shape=(side, side, channels),
-        likelihood="bernoulli" if dataset in _BINARY else colour,
+        likelihood=likelihood,
         num_bits=read("num_x_bits"),
         num_mixtures=mixtures,
         border=border,
@@ -94,33 +97,59 @@ def import_state_dict(
 
     Returns: the configuration, and `variables` with `params` and `batch_stats` as NumPy arrays.
 
-    Raises: ValueError that names every missing, surplus or misshapen tensor (the first few of many),
-      or the argument that does not fit.
+    Raises: ValueError that names every missing, surplus or misshapen tensor (of many the first
+      few), or the argument that does not fit.
     """
     config = config_from_args(args)
-    variables = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), variable_shapes(config))
-    wanted = {}
-    problems = []
-    for entry in model_entries(config):
-        wanted[entry.official] = entry
-        place = _lookup(variables, entry)
-        if entry.official not in state_dict:
-            problems.append(f"{entry.official} is missing")
-            continue
-        tensor = np.asarray(state_dict[entry.official])
-        expected = entry.official_shape(place.shape)
-        if tensor.shape != expected:
-            problems.append(f"{entry.official} has shape {tensor.shape}, not {expected}")
-            continue
-        place[...] = entry.to_ours(tensor)
-    surplus = [name for name in state_dict if name not in wanted and not name.endswith(_DERIVED)]
-    problems += [f"{name} is not a tensor of this model" for name in surplus]
-    if problems:
-        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise ValueError(
-            f"the state dict does not fit its arguments: {'; '.join(problems[:8])}{more}"
-        )
+    variables = _zeros(_shapes(config))
+    tensors = {name: x for name, x in state_dict.items() if not name.endswith(_DERIVED)}
+    _fill(variables, model_entries(config), tensors, "the state dict does not fit its arguments")
     return config, variables
+
+
+def import_optimizer_state(
+    optimizer_state: Mapping[str, Any] | None,
+    config: ModelConfig,
+    state_dict: Mapping[str, np.ndarray],
+) -> dict:
+    """Brings Adamax's moments along, so that training can go on.
+
+    Args:
+      optimizer_state: the official optimiser's state dict: `state` by a parameter's position, with
+        `step`, `exp_avg` and `exp_inf`, and `param_groups`. None: one before its first update.
+      config: of the model.
+      state_dict: of the model; only the order of its names is used, which gives the positions.
+
+    Returns: `count`, the updates so far, and `mu` and `nu`, trees like `params` of NumPy arrays.
+
+    Raises: ValueError that names what is missing, surplus, misshapen or contradictory.
+    """
+    entries = [entry for entry in model_entries(config) if entry.path[0] == "params"]
+    official = {entry.official for entry in entries}
+    states = {}
+    if optimizer_state is not None:
+        names = [name for name in state_dict if name in official]
+        positions = [i for group in optimizer_state["param_groups"] for i in group["params"]]
+        if len(positions) != len(names):
+            raise ValueError(f"the optimiser has {len(positions)} parameters, not {len(names)}")
+        held = optimizer_state["state"]
+        states = {name: held[i] for name, i in zip(names, positions, strict=True) if i in held}
+    counts = {int(state["step"]) for state in states.values()} or {0}
+    if len(counts) > 1:
+        raise ValueError(f"the optimiser's parameters are at different steps: {sorted(counts)}")
+    # What never had a gradient has no moments: all before the first update, else what is unused.
+    without = (
+        ({"prior_ftr0"} if config.one_group else set()) - states.keys() if states else official
+    )
+    entries = [entry for entry in entries if entry.official not in without]
+
+    def moments(kind: str) -> Any:
+        tree = _zeros({"params": _shapes(config)["params"]})
+        tensors = {name: state[kind] for name, state in states.items() if kind in state}
+        _fill(tree, entries, tensors, f"the optimiser's {kind} does not fit the model")
+        return tree["params"]
+
+    return {"count": counts.pop(), "mu": moments("exp_avg"), "nu": moments("exp_inf")}
 
 
 def export_state_dict(config: ModelConfig, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -137,12 +166,48 @@ def export_state_dict(config: ModelConfig, variables: Mapping[str, Any]) -> dict
     for entry in model_entries(config):
         tensor = entry.to_official(_lookup(variables, entry))
         state_dict[entry.official] = tensor
-        if entry.kind == "conv" and not entry.weight_norm:
+        if entry.kind == "plain_conv":
             state_dict[f"{entry.official}_normalized"] = tensor
         if entry.path[-1] == "var":
             counter = entry.official.replace("running_var", "num_batches_tracked")
             state_dict[counter] = np.zeros((), np.int64)
     return state_dict
+
+
+_shapes = functools.cache(variable_shapes)
+
+
+def _zeros(shapes: Any) -> Any:
+    """Arrays aligned as XLA has them, so that a CPU device takes them over without a copy."""
+
+    def zeros(shape: Any) -> np.ndarray:
+        size, alignment = shape.size * shape.dtype.itemsize, 64
+        memory = np.zeros(size + alignment, np.uint8)
+        start = -memory.ctypes.data % alignment
+        return memory[start : start + size].view(shape.dtype).reshape(shape.shape)
+
+    return jax.tree.map(zeros, shapes)
+
+
+def _fill(
+    tree: dict, entries: Iterable[Entry], tensors: Mapping[str, np.ndarray], complaint: str
+) -> None:
+    """Copies every tensor to its entry's place in `tree`, and sees that none is left over."""
+    problems, left = [], dict(tensors)
+    for entry in entries:
+        place = _lookup(tree, entry)
+        expected = entry.official_shape(place.shape)
+        tensor = left.pop(entry.official, None)
+        if tensor is None:
+            problems.append(f"{entry.official} is missing")
+        elif (shape := np.shape(tensor)) != expected:
+            problems.append(f"{entry.official} has shape {shape}, not {expected}")
+        else:
+            place[...] = entry.to_ours(np.asarray(tensor))
+    problems += [f"{name} is not a tensor of this model" for name in left]
+    if problems:
+        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise ValueError(f"{complaint}: {'; '.join(problems[:8])}{more}")
 
 
 def _lookup(variables: Mapping[str, Any], entry: Entry) -> np.ndarray:

@@ -1,0 +1,86 @@
+"""Reading an official `checkpoint.pt`, the one place that needs PyTorch."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class OfficialCheckpoint:
+    """What we use of an official checkpoint, tensors as NumPy arrays.
+
+    state_dict: of the model, in its own order.
+    args: the command-line arguments of the run by name.
+    optimizer: the optimiser's state dict; None: not saved.
+    step: updates so far; None: not saved.
+    """
+
+    state_dict: dict[str, np.ndarray]
+    args: dict[str, Any]
+    optimizer: dict[str, Any] | None
+    step: int | None
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> OfficialCheckpoint:
+    """Reads a checkpoint without executing anything in it.
+
+    Tensors, plain values and the one class that official checkpoints need, `argparse.Namespace`,
+    are read. Arrays are views of the file where its format allows it, so keep it in place.
+
+    Raises:
+      ImportError: PyTorch is not installed.
+      FileNotFoundError: there is no such file.
+      ValueError: the file asks for more, is damaged, or is no checkpoint of a training run.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            "reading official checkpoints takes PyTorch: pip install 'nvae-jax[torch]'"
+        ) from error
+
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            # The format before PyTorch 1.6 is no zip file and cannot be mapped.
+            mapped = zipfile.is_zipfile(path)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        asks = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {asks[1]}" if asks else str(error).strip().splitlines()[-1]
+        raise ValueError(
+            f"{path} is refused, and nothing in it was run: {reason}; allowed: tensors, plain "
+            "values and argparse.Namespace"
+        ) from error
+    except Exception as error:  # of many kinds, depending on where the damage is
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is damaged or no PyTorch file: {reason}") from error
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.detach().numpy()
+        if isinstance(value, Mapping):
+            return {key: convert(item) for key, item in value.items()}
+        return value
+
+    for name in ("state_dict", "args"):
+        if not isinstance(content, Mapping) or name not in content:
+            raise ValueError(f"{path} is no checkpoint of an official training run: no {name}")
+    args, step = content["args"], content.get("global_step")
+    return OfficialCheckpoint(
+        state_dict=convert(content["state_dict"]),
+        args=dict(vars(args) if isinstance(args, argparse.Namespace) else args),
+        optimizer=convert(content.get("optimizer")),
+        step=None if step is None else int(step),
+    )

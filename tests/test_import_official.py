@@ -1,0 +1,269 @@
+"""Official `checkpoint.pt` files: what is read, what is refused, and the run that they become."""
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import sys
+
+import goldens
+import jax
+import numpy as np
+import optax
+import pytest
+from official_models import ARGS, exported
+
+from nvae_jax.config import from_mapping
+from nvae_jax.interop.checkpoint import read_checkpoint
+from nvae_jax.interop.layout import model_entries
+from nvae_jax.interop.official import config_from_args, import_state_dict
+from nvae_jax.model import ModelConfig
+from nvae_jax.tools import import_official
+from nvae_jax.training.optimizer import make_optimizer
+from nvae_jax.training.settings import TrainingConfig
+from nvae_jax.training.spectral import SpectralState
+from nvae_jax.training.state import init_state
+from nvae_jax.workdir import Workdir
+
+torch = pytest.importorskip("torch")
+
+RECIPE = {
+    "epochs": 200,
+    "batch_size": 4,
+    "num_process_per_node": 8,
+    "num_proc_node": 3,
+    "learning_rate": 8e-3,
+    "learning_rate_min": 1e-4,
+    "warmup_epochs": 5,
+    "weight_decay": 3e-4,
+    "weight_decay_norm": 1e-1,
+    "weight_decay_norm_init": 1.0,
+    "weight_decay_norm_anneal": True,
+    "kl_anneal_portion": 0.5,
+    "kl_const_portion": 1e-3,
+    "save": "/somewhere",
+}
+
+
+def write(path, state_dict, args, **rest):
+    tensors = {name: torch.from_numpy(np.array(x)) for name, x in state_dict.items()}
+    content = {"epoch": 3, "state_dict": tensors, "args": argparse.Namespace(**args), **rest}
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def golden():
+    """A golden configuration's arguments and state dict."""
+    args = goldens.from_json(goldens.load("mnist_tiny")["args"])
+    return args, goldens.under("mnist_tiny", "sd")
+
+
+def moments(state_dict, args, step):
+    """An optimiser's state whose moments are 2 and 3 times the parameters."""
+    entries = model_entries(config_from_args(args))
+    params = {entry.official for entry in entries if entry.path[0] == "params"}
+    tensors = [torch.from_numpy(np.array(x)) for name, x in state_dict.items() if name in params]
+    state = {i: {"step": step, "exp_avg": 2 * x, "exp_inf": 3 * x} for i, x in enumerate(tensors)}
+    return {"state": state, "param_groups": [{"lr": 0.01, "params": list(range(len(tensors)))}]}
+
+
+def run(monkeypatch, path, workdir):
+    monkeypatch.setattr(sys, "argv", ["import_official", str(path), "--workdir", str(workdir)])
+    import_official.main()
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip file", "before PyTorch 1.6"])
+def test_reads_tensors_arguments_and_counters(tmp_path, zipped):
+    path = tmp_path / "checkpoint.pt"
+    weight = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
+    content = {
+        "state_dict": {"z.weight": weight, "a.bias": torch.tensor(7)},
+        "args": argparse.Namespace(dataset="mnist", num_nf=2, data=None),
+        "optimizer": {"state": {0: {"step": 5, "exp_avg": torch.ones(2)}}, "param_groups": []},
+        "global_step": 12,
+        "scheduler": {"base_lrs": [0.01]},
+    }
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+
+    checkpoint = read_checkpoint(path)
+
+    assert list(checkpoint.state_dict) == ["z.weight", "a.bias"]  # in the order they were saved
+    np.testing.assert_array_equal(checkpoint.state_dict["z.weight"], [[0, 1, 2], [3, 4, 5]])
+    assert all(isinstance(x, np.ndarray) for x in checkpoint.state_dict.values())
+    assert checkpoint.args == {"dataset": "mnist", "num_nf": 2, "data": None}
+    assert checkpoint.optimizer["state"][0]["step"] == 5
+    assert isinstance(checkpoint.optimizer["state"][0]["exp_avg"], np.ndarray)
+    assert checkpoint.step == 12
+
+
+class Payload:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.target}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip file", "before PyTorch 1.6"])
+@pytest.mark.parametrize("place", ["args", "state_dict", "scheduler"])
+def test_code_in_a_file_is_refused_and_does_not_run(tmp_path, place, zipped):
+    target, path = tmp_path / "run", tmp_path / "checkpoint.pt"
+    content = {"state_dict": {}, "args": argparse.Namespace()} | {place: Payload(target)}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"is refused, and nothing in it was run: .*system"):
+        read_checkpoint(path)
+    assert not target.exists()
+    # It would have run otherwise.
+    torch.load(path, weights_only=False)
+    assert target.exists()
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip file", "before PyTorch 1.6"])
+def test_a_truncated_file_is_called_damaged(tmp_path, part, zipped):
+    path = tmp_path / "checkpoint.pt"
+    content = {"state_dict": {"a": torch.ones(1000)}, "args": argparse.Namespace(x=1)}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    os.truncate(path, int(part * path.stat().st_size))
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is (damaged or no PyTorch file|refused)"):
+        read_checkpoint(path)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(FileNotFoundError, match=r"no file .*checkpoint\.pt"):
+        read_checkpoint(path)
+    path.write_text("a letter")
+    with pytest.raises(ValueError, match="no PyTorch file"):
+        read_checkpoint(path)
+    for content, lacks in [([1], "state_dict"), ({"state_dict": {}}, "args")]:
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=f"no checkpoint of .* run: no {lacks}$"):
+            read_checkpoint(path)
+
+
+def test_the_command_writes_a_run_to_go_on_with(golden, tmp_path, monkeypatch, capsys):
+    path, target = tmp_path / "checkpoint.pt", tmp_path / "run"
+    args, state_dict = golden
+    optimizer = moments(state_dict, args, step=70)
+    write(path, state_dict, args | RECIPE, optimizer=optimizer, global_step=70)
+
+    run(monkeypatch, path, target)
+
+    assert "132,138 parameters at step 70" in capsys.readouterr().out
+    model, variables = import_state_dict(state_dict, args)
+    with contextlib.closing(Workdir(target)) as workdir:
+        config = workdir.load_config()
+        assert from_mapping(ModelConfig, config.model, "model") == model
+        assert config.data.to_dict() == {"name": "mnist"}
+        training = from_mapping(TrainingConfig, config.training, "training")
+        assert training == TrainingConfig(
+            epochs=200,
+            batch_size=96,
+            learning_rate=8e-3,
+            regularization=0.1,
+            initial_regularization=1.0,
+            kl_warmup=0.5,
+            kl_constant=1e-3,
+        )
+        # Exactly what the training loop restores.
+        images = jax.ShapeDtypeStruct((2, *model.image_shape), np.float32)
+        init = functools.partial(init_state, model, make_optimizer(training, 9), jax.random.key(0))
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+            jax.eval_shape(init, images),
+        )
+        state, _ = workdir.restore(abstract)
+        # And what evaluation does.
+        parts = {"params": abstract.params, "batch_stats": abstract.batch_stats}
+        restored, _ = workdir.restore(parts, partial=True)
+
+    jax.tree.map(np.testing.assert_array_equal, restored, variables)
+    assert state.step == 70
+    jax.tree.map(np.testing.assert_array_equal, state.params, variables["params"])
+    parts = {type(part): part for part in state.opt_state}
+    adamax, schedule = parts[optax.ScaleByAdamState], parts[optax.ScaleByScheduleState]
+    assert (adamax.count, schedule.count) == (70, 70)
+    for moment, factor in ((adamax.mu, 2), (adamax.nu, 3)):
+        expected = jax.tree.map(lambda x, factor=factor: factor * x, variables["params"])
+        jax.tree.map(np.testing.assert_array_equal, moment, expected)
+    spectral = parts[SpectralState]
+    assert spectral.updates == 0  # so that the first update iterates longer
+    for vectors in jax.tree.leaves((spectral.u, spectral.v)):
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, rtol=1e-5)
+
+
+def test_without_an_optimizer_training_starts_from_the_weights(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    write(path, exported("one group"), ARGS | {"num_groups_per_scale": 1, "num_nf": 1})
+    config, state = import_official.import_checkpoint(path)
+    assert state.step == 0
+    assert from_mapping(TrainingConfig, config.training, "training").warmup_epochs == 5
+    (adamax,) = [part for part in state.opt_state if isinstance(part, optax.ScaleByAdamState)]
+    assert adamax.count == 0
+    assert not any(x.any() for x in jax.tree.leaves((adamax.mu, adamax.nu)))
+
+
+def test_training_without_annealed_regularisation():
+    args = {"weight_decay_norm": 0.1, "weight_decay_norm_init": 1.0, "batch_size": 32}
+    training = import_official.training_from_args(args | {"weight_decay_norm_anneal": False})
+    assert (training.regularization, training.initial_regularization) == (0.1, None)
+    assert training.batch_size == 32
+    with pytest.raises(ValueError, match=r"training\.epochs is -3; allowed"):
+        import_official.training_from_args({"epochs": -3})
+
+
+def truncate(path, args, state_dict):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def claim_another_dataset(path, args, state_dict):
+    write(path, state_dict, args | {"dataset": "cifar10"})
+
+
+def rename(path, args, state_dict):
+    tensors = {name.replace("stem.bias", "stern.bias"): x for name, x in state_dict.items()}
+    write(path, tensors, args)
+
+
+def reshape(path, args, state_dict):
+    write(path, state_dict | {"stem.bias": state_dict["stem.bias"][:3]}, args)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, "damaged"),
+        (claim_another_dataset, "stem.weight has shape (8, 1, 3, 3), not (8, 3, 3, 3)"),
+        (rename, "stem.bias is missing; stern.bias is not a tensor of this model"),
+        (reshape, "stem.bias has shape (3,), not (8,)"),
+    ],
+)
+def test_the_command_says_what_is_wrong_and_writes_nothing(
+    golden, tmp_path, monkeypatch, capsys, damage, message
+):
+    path, target = tmp_path / "checkpoint.pt", tmp_path / "run"
+    args, state_dict = golden
+    damage(write(path, state_dict, args), args, state_dict)
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, path, target)
+    assert caught.value.code == 1
+    assert message in capsys.readouterr().err
+    assert not target.exists()
+
+
+def test_a_run_is_never_overwritten(golden, tmp_path, monkeypatch, capsys):
+    path, target = tmp_path / "checkpoint.pt", tmp_path / "run"
+    args, state_dict = golden
+    write(path, state_dict, args)
+    run(monkeypatch, path, target)
+    before = json.loads((target / "config.json").read_text())
+    with pytest.raises(SystemExit):
+        run(monkeypatch, path, target)
+    assert "holds checkpoints already" in capsys.readouterr().err
+    assert json.loads((target / "config.json").read_text()) == before

@@ -1,0 +1,215 @@
+"""The train step of small models: what it must do, whatever the devices."""
+
+import dataclasses
+import functools
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nvae_jax.model import ModelConfig, variable_shapes
+from nvae_jax.parallel import batch_sharding, make_mesh, replicated, shard_batch
+from nvae_jax.training.optimizer import make_optimizer
+from nvae_jax.training.settings import TrainingConfig
+from nvae_jax.training.state import TrainState, init_state
+from nvae_jax.training.step import make_train_step
+
+# Compilation takes all the time here, so the compiler shall not optimise.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+SMALL = ModelConfig(
+    image_shape=(8, 8, 3),
+    num_mixtures=2,
+    num_groups=2,
+    num_latents=2,
+    encoder_channels=4,
+    decoder_channels=4,
+    preprocess_cells=1,
+    postprocess_cells=1,
+    encoder_cells=1,
+    decoder_cells=1,
+)
+ONE_GROUP = dataclasses.replace(SMALL, num_groups=1, architecture="res_bnswish")
+TRAINING = TrainingConfig(
+    epochs=10,
+    batch_size=8,
+    warmup_epochs=0,
+    regularization=0.1,
+    initial_regularization=1.0,
+    ema_decay=0.9,
+)
+EPOCH_STEPS, STEPS = 10, 12
+
+
+def make_state(config):
+    """A state like `init_state`'s, but of parameters that need no compilation, none of them 0."""
+    rng = np.random.default_rng(0)
+
+    def fill(path, shape):
+        if path[-1].key in ("scale", "var"):
+            return jnp.ones(shape.shape)
+        spread = np.prod(shape.shape[-4:-1]) ** -0.5 if path[-1].key == "kernel" else 0.5
+        return jnp.asarray(rng.uniform(-spread, spread, shape.shape), jnp.float32)
+
+    variables = jax.tree_util.tree_map_with_path(fill, variable_shapes(config))
+    params = variables["params"]
+    opt_state = jit(make_optimizer(TRAINING, EPOCH_STEPS).init)(params)
+    averages = jax.tree.map(jnp.copy, params)  # what is donated must not share memory
+    return TrainState(jnp.int32(0), params, variables["batch_stats"], opt_state, averages)
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Eight images of 256 levels, gradients that differ in direction and colour."""
+    rng = np.random.default_rng(1)
+    rows, columns = rng.uniform(-1, 1, (2, 8, 1, 1, 3))
+    y, x = np.mgrid[:8, :8][..., None] / 7 - 0.5
+    return np.rint(255 * (0.5 + (rows * y + columns * x) / 2)).astype(np.float32) / 255
+
+
+@pytest.fixture(scope="module")
+def run(images):
+    """The states and metrics of a short run on one device, and how often the step was traced."""
+    train_step, traces = make_train_step(SMALL, TRAINING, EPOCH_STEPS), []
+
+    @jit
+    def step(state, x):
+        traces.append(1)
+        return train_step(state, x)
+
+    states, metrics = [make_state(SMALL)], []
+    for _ in range(STEPS):
+        state, values = step(states[-1], images)
+        states.append(state)
+        metrics.append(values)
+    return states, metrics, len(traces)
+
+
+@pytest.fixture(scope="module")
+def one_group_step():
+    return jit(make_train_step(ONE_GROUP, TRAINING, EPOCH_STEPS))
+
+
+def test_init_state_is_what_the_step_takes(images):
+    optimizer = make_optimizer(TRAINING, EPOCH_STEPS)
+    init = functools.partial(init_state, SMALL, optimizer, jax.random.key(0))
+    averaged = jax.eval_shape(lambda x: init(x, ema=True), images)
+    chex.assert_trees_all_equal_shapes_and_dtypes(averaged, make_state(SMALL))
+    plain = jax.eval_shape(init, images)
+    assert plain.ema_params is None
+    assert plain.eval_variables["params"] is plain.params
+    assert averaged.eval_variables["params"] is averaged.ema_params
+
+
+def test_the_loss_of_a_fixed_batch_falls(run):
+    states, metrics, _ = run
+    assert metrics[-1]["nelbo"] < 0.8 * metrics[0]["nelbo"]
+    chex.assert_tree_all_finite((states, metrics))
+
+
+def test_one_compilation_serves_all_steps(run):
+    states, _, traces = run
+    assert traces == 1
+    for number, state in enumerate(states):
+        assert state.step == number
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, states[0])
+
+
+def test_metrics_keep_the_bound_apart_from_what_is_minimised(run):
+    states, metrics, _ = run
+    close = functools.partial(pytest.approx, rel=1e-5)
+    for step, values in enumerate(metrics):
+        assert values["nelbo"] == close(float(values["reconstruction"] + values["kl"]))
+        assert values["kl"] == close(float(values["group_kl"].sum()))
+        # The warm-up lasts 30 of 100 steps and starts after 0.01; λ goes from 1 to 0.1 along it.
+        beta = max((step - 0.01) / 30, 1e-4)
+        assert values["kl_weight"] == close(beta)
+        assert values["regularization"] == close(0.1**beta)
+        weighted = beta * (values["group_balance"] * values["group_kl"]).sum()
+        penalties = values["spectral_penalty"] + values["batch_norm_penalty"]
+        loss = values["reconstruction"] + weighted + 0.1**beta * penalties
+        assert values["loss"] == close(float(loss))
+        cosine = 1.0 if step < EPOCH_STEPS else (1 + np.cos(np.pi / 9)) / 2
+        assert values["learning_rate"] == close(1e-4 + (1e-2 - 1e-4) * cosine)
+        assert values["gradient_norm"] > 0
+    # At first the largest scale of every batch-norm layer is 1.
+    leaves = jax.tree_util.tree_leaves_with_path(states[0].params)
+    layers = [x.size // x.shape[-1] for path, x in leaves if path[-1].key == "scale"]
+    assert metrics[0]["batch_norm_penalty"] == sum(layers)
+
+
+def test_the_average_follows_the_parameters(run):
+    states, _, _ = run
+    for before, after in itertools.pairwise(states):
+        expected = jax.tree.map(
+            lambda average, new: 0.9 * average + 0.1 * new, before.ema_params, after.params
+        )
+        chex.assert_trees_all_close(after.ema_params, expected, rtol=1e-5, atol=1e-6)
+    average, last = (tree["decoder"]["image"]["bias"] for tree in (after.ema_params, after.params))
+    assert (average != last).all()
+
+
+def test_eight_devices_make_the_same_updates_as_one(run, images):
+    states, metrics, _ = run
+    mesh = make_mesh()
+    assert mesh.size == 8
+    step = jit(
+        make_train_step(SMALL, TRAINING, EPOCH_STEPS),
+        in_shardings=(replicated(mesh), batch_sharding(mesh)),
+        out_shardings=replicated(mesh),
+        donate_argnums=0,
+    )
+    state = jax.device_put(make_state(SMALL), replicated(mesh))
+    for number in range(3):
+        state, values = step(state, shard_batch(mesh, images))
+        chex.assert_trees_all_close(values, metrics[number], rtol=1e-5, atol=1e-6)
+    # The norm over everything, because a bias before a batch norm has no gradient but rounding.
+    assert distance(adamax(state).mu, adamax(states[3]).mu) < 1e-5
+    moves = [jax.tree.map(jnp.subtract, s.params, states[0].params) for s in (state, states[3])]
+    assert distance(*moves) < 1e-2
+    chex.assert_trees_all_close(state.batch_stats, states[3].batch_stats, rtol=1e-4, atol=1e-4)
+
+
+def adamax(state):
+    (found,) = [part for part in state.opt_state if isinstance(part, optax.ScaleByAdamState)]
+    return found
+
+
+def distance(tree, other):
+    """The norm of the difference of two trees, relative to the norm of the second."""
+    difference = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), tree, other)
+    return optax.tree.norm(difference) / optax.tree.norm(other)
+
+
+def test_the_seed_decides_the_update(one_group_step, images):
+    state = make_state(ONE_GROUP)
+    first, again = one_group_step(state, images), one_group_step(state, images)
+    chex.assert_trees_all_equal(first, again)
+
+    other_seed = dataclasses.replace(TRAINING, seed=1)
+    other = jit(make_train_step(ONE_GROUP, other_seed, EPOCH_STEPS))(state, images)
+    assert other[1]["reconstruction"] != first[1]["reconstruction"]
+
+
+def test_every_step_draws_anew(one_group_step, images):
+    state = make_state(ONE_GROUP)
+    _, first = one_group_step(state, images)
+    _, second = one_group_step(state.replace(step=jnp.int32(1)), images)
+    assert first["reconstruction"] != second["reconstruction"]
+
+
+def test_only_the_unused_start_of_a_one_group_decoder_stays(one_group_step, images):
+    before = state = make_state(ONE_GROUP)
+    for _ in range(2):
+        state, _ = one_group_step(state, images)
+    moved = jax.tree.map(lambda old, new: bool((old != new).all()), before.params, state.params)
+    start = moved["decoder"].pop("prior_features")
+    assert not start
+    np.testing.assert_array_equal(
+        state.params["decoder"]["prior_features"], before.params["decoder"]["prior_features"]
+    )
+    assert all(jax.tree.leaves(moved))
