@@ -94,6 +94,11 @@ def test_plan_of_ffhq():
     assert not FACES.one_group
 
 
+def test_odd_groups_are_halved_downwards():
+    config = COLOUR(image_shape=(32, 32, 3), num_scales=4, num_groups=7, adaptive_groups=True)
+    assert [scale.groups for scale in config.scales] == [7, 3, 1, 1]
+
+
 def test_plan_of_images_that_are_not_square():
     config = ModelConfig(
         image_shape=(24, 8, 2), num_scales=2, num_groups=2, encoder_channels=4, decoder_channels=6

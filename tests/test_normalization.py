@@ -30,7 +30,7 @@ def make(shape=(8, 3, 5, 4), seed=0):
 
 def normalize(x, variables, mean, var):
     params = variables["params"]
-    return (x - mean) / np.sqrt(var + 1e-5) * params["scale"] + params["bias"]
+    return (x - mean) / (var + 1e-5) ** 0.5 * params["scale"] + params["bias"]
 
 
 @jax.jit
@@ -48,6 +48,24 @@ def test_training_normalises_by_the_biased_variance_and_keeps_the_unbiased_one()
     unbiased = x.var((0, 1, 2), ddof=1)
     np.testing.assert_allclose(after["mean"], 0.95 * before["mean"] + 0.05 * mean, rtol=1e-5)
     np.testing.assert_allclose(after["var"], 0.95 * before["var"] + 0.05 * unbiased, rtol=1e-5)
+
+
+def test_gradients_agree_with_automatic_differentiation():
+    x, variables = make()
+    cotangent = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
+
+    def plain(params, x):
+        return normalize(x, {"params": params}, x.mean((0, 1, 2)), x.var((0, 1, 2)))
+
+    def ours(params, x):
+        return BatchNorm().apply({**variables, "params": params}, x, True)
+
+    @jax.jit
+    def gradients(params, x):
+        return [jax.vjp(function, params, x)[1](cotangent) for function in (ours, plain)]
+
+    actual, expected = gradients(variables["params"], x)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_copies_count_every_value_more_than_once():

@@ -109,7 +109,8 @@ def updates(golden, train_pass):
     )
     optimizer = make_optimizer(training, steps_per_epoch=1)
     params = golden.variables["params"]
-    before = jit(optimizer.init)(params)
+    shapes = jax.eval_shape(optimizer.init, params)
+    before = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     before = (before[0]._replace(u=place_vectors(golden, before[0].u, "u0")), *before[1:])
 
     @jit
