@@ -9,7 +9,7 @@ from configs import default
 
 
 def get_config() -> ConfigDict:
-    """Three scales, seven groups."""
+    """Three scales, five groups."""
     config = default.get_config()
     config.data.name = "digits"
     config.model.update(
@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
         likelihood="bernoulli",
         border=2,
         num_scales=3,
-        num_groups=4,
+        num_groups=3,
         adaptive_groups=True,
         encoder_channels=8,
         decoder_channels=8,
@@ -28,10 +28,11 @@ def get_config() -> ConfigDict:
         decoder_cells=1,
     )
     config.training.update(
-        epochs=43,
+        epochs=26,
         batch_size=64,
-        eval_interval=200,
-        picture_interval=500,
-        checkpoint_interval=500,
+        log_interval=50,
+        eval_interval=100,
+        picture_interval=200,
+        checkpoint_interval=200,
     )
     return config

@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
         num_groups=1,
         adaptive_groups=False,
         num_blocks=3,
-        encoder_channels=28,
-        decoder_channels=28,
+        encoder_channels=26,
+        decoder_channels=26,
     )
     return config

@@ -124,17 +124,22 @@ def test_order_of_execution_over_three_scales():
     assert kinds("dec_tower") == down
 
 
-def test_groups_are_stacked_top_down_in_the_decoder_and_bottom_up_in_the_encoder():
-    state_dict = {name: np.array(tensor) for name, tensor in exported("three scales").items()}
-    for name in state_dict:
-        if name.startswith(("enc_tower", "dec_tower", "enc_sampler", "dec_sampler")):
-            state_dict[name][...] = int(name.split(".")[1])
-    _, variables = import_state_dict(state_dict, THREE_SCALES)
-    encoder, decoder = variables["params"]["encoder"], variables["params"]["decoder"]
+def import_numbered(name):
+    """The parameters of a variant whose tensors hold their module's number, and a reader of them."""
+    state_dict = {key: np.array(tensor) for key, tensor in exported(name).items()}
+    for key in state_dict:
+        if key.startswith(("enc_tower", "dec_tower", "enc_sampler", "dec_sampler", "nf_cells")):
+            state_dict[key][...] = int(key.split(".")[1])
+    _, variables = import_state_dict(state_dict, VARIANTS[name])
 
     def numbers(tree, layer):
-        return functools.reduce(dict.get, layer.split("."), tree)["bias"][:, 0].tolist()
+        return functools.reduce(dict.get, layer.split("."), tree)["bias"][..., 0].tolist()
 
+    return variables["params"]["encoder"], variables["params"]["decoder"], numbers
+
+
+def test_groups_are_stacked_top_down_in_the_decoder_and_bottom_up_in_the_encoder():
+    encoder, decoder, numbers = import_numbered("three scales")
     assert numbers(encoder["scale_0"], "cell_0.op_0.conv") == [0, 2, 4, 6]
     assert numbers(encoder["scale_1"], "cell_0.op_0.conv") == [9, 11]
     # The decoder's first group of a scale sees what the encoder's last group put out.
@@ -142,9 +147,25 @@ def test_groups_are_stacked_top_down_in_the_decoder_and_bottom_up_in_the_encoder
     assert numbers(decoder["scale_1"], "combine_encoder") == [12, 10]
     assert numbers(decoder["scale_1"], "combine") == [4, 7]
     assert numbers(decoder["scale_0"], "combine") == [11, 14, 17, 20]
+    assert numbers(decoder["first"], "posterior") == 0
     assert numbers(decoder["scale_1"], "posterior") == [1, 2]
     assert numbers(decoder["scale_0"], "posterior") == [3, 4, 5, 6]
     assert numbers(decoder["scale_0"], "prior") == [2, 3, 4, 5]
+
+
+def test_flow_pairs_are_numbered_group_by_group():
+    _, decoder, numbers = import_numbered("two flow pairs, 5 bits")
+    for pair in (0, 1):
+        for cell in ("forward", "mirrored"):
+            assert numbers(decoder["first"], f"flow_{pair}.{cell}.head") == pair
+            assert numbers(decoder["scale_0"], f"flow_{pair}.{cell}.head") == [2 + pair]
+
+
+def test_batch_norm_before_an_elu_has_a_name_of_its_own():
+    names = exported("batch-norm and ELU")
+    assert {"enc_tower.0._ops.1.bn.bn.running_var", "enc_tower.0._ops.1.conv_0.bias"} <= set(names)
+    assert not any("bn_act" in name for name in names)
+    assert not any("bn" in name for name in exported("no batch norm"))
 
 
 def test_every_variable_has_one_official_tensor():

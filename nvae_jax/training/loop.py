@@ -157,7 +157,9 @@ def start_or_resume(
     optimizer = make_optimizer(training, steps_per_epoch(dataset, training.batch_size))
 
     def init(batch: Batch) -> TrainState:
-        key = jax.random.key(training.seed)
+        # This kind of key, because XLA's CPU backend compiles its draws in half the time, and there
+        # are hundreds. It is no less random than initial values need.
+        key = jax.random.key(training.seed, impl="unsafe_rbg")
         return init_state(model, optimizer, key, prepare(batch), training.ema_decay is not None)
 
     batches = _batches(dataset, training, 0)
