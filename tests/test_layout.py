@@ -4,7 +4,7 @@ import functools
 
 import jax
 import numpy as np
-from official_models import ARGS, THREE_SCALES, VARIANTS, exported, random_variables
+from official_models import ARGS, VARIANTS, exported, random_variables
 
 from nvae_jax.interop.layout import model_entries
 from nvae_jax.interop.official import config_from_args, export_state_dict, import_state_dict
@@ -125,7 +125,7 @@ def test_order_of_execution_over_three_scales():
 
 
 def import_numbered(name):
-    """The parameters of a variant whose tensors hold their module's number, and a reader of them."""
+    """Parameters of a variant whose tensors hold their modules' numbers, and a reader of those."""
     state_dict = {key: np.array(tensor) for key, tensor in exported(name).items()}
     for key in state_dict:
         if key.startswith(("enc_tower", "dec_tower", "enc_sampler", "dec_sampler", "nf_cells")):

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from nvae_jax.model import NVAE, ModelConfig, variable_shapes
 from nvae_jax.model.distributions import num_image_parameters
+from nvae_jax.model.flows import kernel_mask
 from nvae_jax.model.nvae import effective_kernels
 
 # Compilation takes all the time here, so the compiler shall not optimise.
@@ -92,8 +93,7 @@ def encode(config):
 
 def with_params(variables, change):
     """Variables with some parameters replaced: `change` is called with the path and the array."""
-    params = flatten_dict(variables["params"])
-    params = {path: change(path, leaf) for path, leaf in params.items()}
+    params = {path: change(path, x) for path, x in flatten_dict(variables["params"]).items()}
     return {**variables, "params": unflatten_dict(params)}
 
 
@@ -122,7 +122,7 @@ def test_shapes(config):
 def test_with_flows_the_kl_is_its_estimate_from_one_draw():
     output = encode(FLOW)(*random_inputs(FLOW))
     chex.assert_tree_all_finite(output)
-    goldens.assert_close(output.kl.sum(1), output.log_q - output.log_p)
+    goldens.assert_close(output.kl.sum(1), output.log_q - output.log_p, 1e-4)
     goldens.assert_close(output.kl_per_channel.sum(1), output.kl.mean(0))
 
 
@@ -221,8 +221,7 @@ def test_noise_comes_from_the_sample_stream():
     output, stream = draw(jax.random.key(3))
     keys = jax.random.split(stream, LOOP.total_groups)
     given = [jax.random.normal(key, x.shape) for key, x in zip(keys, noise, strict=True)]
-    expected = encode(LOOP)(variables, images, given)
-    chex.assert_trees_all_close(output, expected, rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_close(output, encode(LOOP)(variables, images, given), rtol=1e-4)
     chex.assert_trees_all_equal(output, draw(jax.random.key(3))[0])
     assert not np.allclose(output.logits, draw(jax.random.key(4))[0].logits)
 
@@ -267,7 +266,6 @@ def test_a_model_of_one_group_does_not_use_its_prior_features():
     chex.assert_shape(variables["params"]["decoder"]["first"]["combine"]["kernel"], (1, 1, 2, 4))
     other = with_params(variables, lambda path, x: x + 1.0 if path[-1] == "prior_features" else x)
     output = encode(ONE_GROUP)(variables, images, noise)
-    chex.assert_tree_all_finite(output)
     chex.assert_trees_all_equal(encode(ONE_GROUP)(other, images, noise), output)
 
 
@@ -286,6 +284,9 @@ def test_effective_kernels_are_what_the_model_applies():
     assert {(*path, "kernel") for path in kernels} == {
         path for path, leaf in params.items() if path[-1] == "kernel" and leaf.ndim >= 4
     }
+    for path, kernel in kernels.items():
+        if (mask := kernel_mask(path, kernel.shape)) is not None:
+            np.testing.assert_array_equal(kernel * (1 - mask), 0.0)
 
     def replace(path, x):
         if path[-1] == "log_gain":
