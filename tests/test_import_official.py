@@ -14,6 +14,7 @@ import optax
 import pytest
 from official_models import ARGS, exported
 
+from configs import ffhq256
 from nvae_jax.config import from_mapping
 from nvae_jax.interop.checkpoint import read_checkpoint
 from nvae_jax.interop.layout import model_entries
@@ -28,6 +29,7 @@ from nvae_jax.workdir import Workdir
 
 torch = pytest.importorskip("torch")
 
+# How the paper trained on FFHQ.
 RECIPE = {
     "epochs": 200,
     "batch_size": 4,
@@ -40,8 +42,8 @@ RECIPE = {
     "weight_decay_norm": 1e-1,
     "weight_decay_norm_init": 1.0,
     "weight_decay_norm_anneal": True,
-    "kl_anneal_portion": 0.5,
-    "kl_const_portion": 1e-3,
+    "kl_anneal_portion": 0.3,
+    "kl_const_portion": 1e-4,
     "save": "/somewhere",
 }
 
@@ -150,7 +152,8 @@ def test_the_command_writes_a_run_to_go_on_with(golden, tmp_path, monkeypatch, c
     path, target = tmp_path / "checkpoint.pt", tmp_path / "run"
     args, state_dict = golden
     optimizer = moments(state_dict, args, step=70)
-    write(path, state_dict, args | RECIPE, optimizer=optimizer, global_step=70)
+    recipe = RECIPE | {"kl_anneal_portion": 0.5, "kl_const_portion": 1e-3}
+    write(path, state_dict, args | recipe, optimizer=optimizer, global_step=70)
 
     run(monkeypatch, path, target)
 
@@ -214,8 +217,32 @@ def test_training_without_annealed_regularisation():
     training = import_official.training_from_args(args | {"weight_decay_norm_anneal": False})
     assert (training.regularization, training.initial_regularization) == (0.1, None)
     assert training.batch_size == 32
+    assert import_official.training_from_args({"weight_decay_norm": 0.0}).regularization < 1e-20
     with pytest.raises(ValueError, match=r"training\.epochs is -3; allowed"):
         import_official.training_from_args({"epochs": -3})
+
+
+def test_the_papers_arguments_become_our_configuration_of_the_paper():
+    args = ARGS | RECIPE
+    args |= {
+        "dataset": "ffhq",
+        "num_nf": 2,
+        "num_x_bits": 5,
+        "num_latent_scales": 5,
+        "num_groups_per_scale": 16,
+        "num_latent_per_group": 20,
+        "ada_groups": True,
+        "min_groups_per_scale": 4,
+        "num_channels_enc": 30,
+        "num_channels_dec": 30,
+        "num_cell_per_cond_enc": 2,
+        "num_cell_per_cond_dec": 2,
+    }
+    imported = import_official.config_from_args(args).to_dict()
+    ours = ffhq256.get_config().to_dict()
+    for run in (imported, ours):  # what changes no number
+        del run["model"]["dtype"], run["model"]["remat"]
+    assert imported == ours
 
 
 def truncate(path, args, state_dict):

@@ -27,6 +27,7 @@ CONFIG = ModelConfig(
     num_blocks=0,
     encoder_cells=1,
     decoder_cells=1,
+    squeeze_excite=False,
     unroll=False,
 )
 RNG = np.random.default_rng(0)
@@ -95,7 +96,7 @@ def test_a_fresh_model_has_groups_that_differ():
     params = jit(lambda key: model.init(key, IMAGES, True)["params"])(jax.random.key(0))
     params = flatten_dict(params)
     stacks = [x for path, x in params.items() if path[1] == "scale_0" and path[-1] == "kernel"]
-    assert len(stacks) == 4 + 8  # of the encoder's groups and of the decoder's
+    assert len(stacks) == 2 + 6  # of the encoder's groups and of the decoder's
     assert all(np.all(stack[0] != stack[1]) for stack in stacks)
     features = params["decoder", "prior_features"]
     assert 0 <= features.min() < 0.2

@@ -81,6 +81,7 @@ class BatchNorm(nn.Module):
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
             count = copies * x.size // channels
             unbiased = var * (count / (count - 1))
-            running_mean.value += NEW_WEIGHT * (mean - running_mean.value)
-            running_var.value += NEW_WEIGHT * (unbiased - running_var.value)
+            # Not +=, which would write into a caller's NumPy arrays.
+            running_mean.value = (1 - NEW_WEIGHT) * running_mean.value + NEW_WEIGHT * mean
+            running_var.value = (1 - NEW_WEIGHT) * running_var.value + NEW_WEIGHT * unbiased
         return y

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from nvae_jax.config import from_mapping
 from nvae_jax.interop.checkpoint import read_checkpoint
+from nvae_jax.interop.official import config_from_args as model_from_args
 from nvae_jax.interop.official import import_optimizer_state, import_state_dict
 from nvae_jax.training.optimizer import make_optimizer
 from nvae_jax.training.settings import TrainingConfig
@@ -41,6 +42,13 @@ _TRAINING = {
     "kl_anneal_portion": "kl_warmup",
     "kl_const_portion": "kl_constant",
 }
+# Official datasets, and ours of another name.
+_DATASETS = {
+    "celeba_64": "celeba64",
+    "celeba_256": "celebahq256",
+    "ffhq": "ffhq256",
+    "imagenet_32": "imagenet32",
+}
 # Where the arguments do not say: the paper's CIFAR-10.
 _EPOCHS, _BATCH_SIZE = 400, 256
 
@@ -50,14 +58,32 @@ def training_from_args(args: Mapping[str, Any]) -> TrainingConfig:
 
     Raises: ValueError naming the field of ours that such training would need.
     """
-    values = {"epochs": _EPOCHS, "batch_size": _BATCH_SIZE}
+    values: dict[str, Any] = {"epochs": _EPOCHS, "batch_size": _BATCH_SIZE}
     values |= {ours: args[name] for name, ours in _TRAINING.items() if name in args}
     if "batch_size" in args:  # of one process
         processes = args.get("num_process_per_node", 1) * args.get("num_proc_node", 1)
         values["batch_size"] = args["batch_size"] * processes
+    if args.get("weight_decay_norm") == 0:
+        values["regularization"] = 1e-30  # ours must be positive; this changes no gradient
     if args.get("weight_decay_norm_anneal"):
         values["initial_regularization"] = args["weight_decay_norm_init"]
     return from_mapping(TrainingConfig, values, "training")
+
+
+def config_from_args(args: Mapping[str, Any]) -> ConfigDict:
+    """The configuration of a run: the sections `model`, `data` and `training`.
+
+    Raises: ValueError naming the argument or field that is missing or impossible.
+    """
+    model, training = model_from_args(args), training_from_args(args)
+    dataset = args["dataset"]
+    return ConfigDict(
+        {
+            "model": dataclasses.asdict(model),
+            "data": {"name": _DATASETS.get(dataset, dataset)},
+            "training": dataclasses.asdict(training),
+        }
+    )
 
 
 def import_checkpoint(path: str | os.PathLike[str]) -> tuple[ConfigDict, TrainState]:
@@ -70,13 +96,8 @@ def import_checkpoint(path: str | os.PathLike[str]) -> tuple[ConfigDict, TrainSt
       fit.
     """
     checkpoint = read_checkpoint(path)
+    config, training = config_from_args(checkpoint.args), training_from_args(checkpoint.args)
     model, variables = import_state_dict(checkpoint.state_dict, checkpoint.args)
-    training = training_from_args(checkpoint.args)
-    config = {
-        "model": dataclasses.asdict(model),
-        "data": {"name": checkpoint.args["dataset"]},
-        "training": dataclasses.asdict(training),
-    }
     moments = import_optimizer_state(checkpoint.optimizer, model, checkpoint.state_dict)
     step = checkpoint.step if checkpoint.step is not None else moments["count"]
     state = TrainState(
@@ -86,7 +107,7 @@ def import_checkpoint(path: str | os.PathLike[str]) -> tuple[ConfigDict, TrainSt
         opt_state=_optimizer_state(training, variables["params"], moments, step),
         ema_params=None,
     )
-    return ConfigDict(config), jax.device_put(state)
+    return config, jax.device_put(state)
 
 
 def _optimizer_state(
