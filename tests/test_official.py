@@ -129,7 +129,7 @@ def renamed(state_dict):
 
 
 def surplus(state_dict):
-    state_dict["discriminator.weight"] = np.zeros(3)
+    state_dict["discriminator.weight_normalized"] = np.zeros(3)
 
 
 def misshapen(state_dict):
@@ -141,7 +141,7 @@ def misshapen(state_dict):
     [
         (missing, ["dec_tower.4.conv.bias is missing"]),
         (renamed, ["stem.bias is missing", "stern.bias is not a tensor of this model"]),
-        (surplus, ["discriminator.weight is not a tensor of this model"]),
+        (surplus, ["discriminator.weight_normalized is not a tensor of this model"]),
         (misshapen, ["enc0.1.weight has shape (32, 32, 1), not (32, 32, 1, 1)"]),
     ],
 )
@@ -219,6 +219,7 @@ def test_the_unused_parameter_of_a_one_group_model_may_lack_moments():
     ("damage", "message"),
     [
         (lambda s: s["param_groups"].pop(), r"the optimiser has \d+ parameters, not \d+"),
+        (lambda s: s.pop("param_groups"), "the optimiser's state lacks param_groups"),
         (lambda s: s["state"].pop(3), r"exp_avg does not fit the model: \S+ is missing"),
         (lambda s: s["state"][3].pop("exp_inf"), r"exp_inf does not fit .*: \S+ is missing"),
         (lambda s: s["state"][3].update(step=8), r"at different steps: \[7, 8\]"),

@@ -32,9 +32,6 @@ _BINARY = ("mnist", "omniglot")
 # Arguments that old checkpoints lack.
 _DEFAULTS = {"ada_groups": False, "min_groups_per_scale": 1, "num_mixture_dec": 10}
 
-# Buffers that follow from others, or that nothing reads.
-_DERIVED = ("weight_normalized", "num_batches_tracked")
-
 
 def config_from_args(args: Mapping[str, Any]) -> ModelConfig:
     """The configuration that the official command-line arguments `args` describe.
@@ -101,9 +98,11 @@ def import_state_dict(
       few), or the argument that does not fit.
     """
     config = config_from_args(args)
+    entries = list(model_entries(config))
+    derived = {_derived(entry) for entry in entries}
+    tensors = {name: x for name, x in state_dict.items() if name not in derived}
     variables = _zeros(_shapes(config))
-    tensors = {name: x for name, x in state_dict.items() if not name.endswith(_DERIVED)}
-    _fill(variables, model_entries(config), tensors, "the state dict does not fit its arguments")
+    _fill(variables, entries, tensors, "the state dict does not fit its arguments")
     return config, variables
 
 
@@ -128,20 +127,23 @@ def import_optimizer_state(
     official = {entry.official for entry in entries}
     states = {}
     if optimizer_state is not None:
+        for name in ("state", "param_groups"):
+            if name not in optimizer_state:
+                raise ValueError(f"the optimiser's state lacks {name}")
         names = [name for name in state_dict if name in official]
         positions = [i for group in optimizer_state["param_groups"] for i in group["params"]]
         if len(positions) != len(names):
             raise ValueError(f"the optimiser has {len(positions)} parameters, not {len(names)}")
         held = optimizer_state["state"]
         states = {name: held[i] for name, i in zip(names, positions, strict=True) if i in held}
-    counts = {int(state["step"]) for state in states.values()} or {0}
+    counts = {int(state.get("step", 0)) for state in states.values()} or {0}
     if len(counts) > 1:
         raise ValueError(f"the optimiser's parameters are at different steps: {sorted(counts)}")
-    # What never had a gradient has no moments: all before the first update, else what is unused.
-    without = (
-        ({"prior_ftr0"} if config.one_group else set()) - states.keys() if states else official
-    )
-    entries = [entry for entry in entries if entry.official not in without]
+    # What never had a gradient has no moments.
+    if not states:
+        entries = []
+    elif config.one_group and "prior_ftr0" not in states:
+        entries = [entry for entry in entries if entry.official != "prior_ftr0"]
 
     def moments(kind: str) -> Any:
         tree = _zeros({"params": _shapes(config)["params"]})
@@ -167,11 +169,17 @@ def export_state_dict(config: ModelConfig, variables: Mapping[str, Any]) -> dict
         tensor = entry.to_official(_lookup(variables, entry))
         state_dict[entry.official] = tensor
         if entry.kind == "plain_conv":
-            state_dict[f"{entry.official}_normalized"] = tensor
-        if entry.path[-1] == "var":
-            counter = entry.official.replace("running_var", "num_batches_tracked")
-            state_dict[counter] = np.zeros((), np.int64)
+            state_dict[_derived(entry)] = tensor
+        elif entry.path[-1] == "var":
+            state_dict[_derived(entry)] = np.zeros((), np.int64)
     return state_dict
+
+
+def _derived(entry: Entry) -> str:
+    """The buffer that may stand beside a kernel or a variance: a copy, or what nothing reads."""
+    if entry.path[-1] == "var":
+        return entry.official.replace("running_var", "num_batches_tracked")
+    return f"{entry.official}_normalized"
 
 
 _shapes = functools.cache(variable_shapes)
