@@ -28,7 +28,8 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 LAMBDA = 0.3
 
 
-def make_params():
+@pytest.fixture(scope="module")
+def params():
     """One convolution of every kind that a model has, and layers that are none."""
     rng = np.random.default_rng(0)
 
@@ -36,13 +37,11 @@ def make_params():
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
     def flow_cell(groups):
+        shapes = {"strict_conv": (3, 3, 2, 12), "depthwise_conv": (5, 5, 1, 12)}
+        shapes["head"] = (1, 1, 12, 2)
         return {
-            "strict_conv": {"kernel": normal(groups, 3, 3, 2, 12), "log_gain": normal(groups, 12)},
-            "depthwise_conv": {
-                "kernel": normal(groups, 5, 5, 1, 12),
-                "log_gain": normal(groups, 12),
-            },
-            "head": {"kernel": normal(groups, 1, 1, 12, 2), "log_gain": normal(groups, 2)},
+            name: {"kernel": normal(groups, *shape), "log_gain": normal(groups, shape[-1])}
+            for name, shape in shapes.items()
         }
 
     return {
@@ -81,11 +80,6 @@ def perturb(tree, seed, size=0.01):
 
 
 @pytest.fixture(scope="module")
-def params():
-    return make_params()
-
-
-@pytest.fixture(scope="module")
 def transform():
     return spectral_regularization(jax.random.key(0))
 
@@ -97,15 +91,9 @@ def update(transform):
 
 def test_the_matrices_are_the_convolutions_and_nothing_else(params):
     matrices = flax.traverse_util.flatten_dict(kernel_matrices(params), sep="/")
-    flow = {
-        f"decoder/scale_0/flow_0/{cell}/{name}": shape
-        for cell in ("forward", "mirrored")
-        for name, shape in {
-            "strict_conv": (3, 18, 12),
-            "depthwise_conv": (3, 25, 12),
-            "head": (3, 12, 2),
-        }.items()
-    }
+    shapes = {"strict_conv": (3, 18, 12), "depthwise_conv": (3, 25, 12), "head": (3, 12, 2)}
+    cells = ("decoder/scale_0/flow_0/forward", "decoder/scale_0/flow_0/mirrored")
+    flow = {f"{cell}/{name}": shape for cell in cells for name, shape in shapes.items()}
     assert {name: matrix.shape for name, matrix in matrices.items()} == {
         "encoder/stem": (27, 8),
         "encoder/cell/expand": (8, 24),
@@ -260,10 +248,8 @@ def test_batch_norm_penalty_is_the_largest_scale_of_every_layer(params):
 def test_batch_norm_regularization_adds_its_gradient(params):
     transform = batch_norm_regularization()
     gradient = jax.tree.map(jnp.sin, params)
-    state = transform.init(params)
-    updates, state = jit(functools.partial(transform.update, regularization=LAMBDA))(
-        gradient, state, params
-    )
+    update = jit(functools.partial(transform.update, regularization=LAMBDA))
+    updates, state = update(gradient, transform.init(params), params)
     np.testing.assert_allclose(state.penalty, batch_norm_penalty(params), rtol=1e-6)
     added = jax.tree.map(jnp.subtract, updates, gradient)
     stacked = params["decoder"]["scale_0"]["norm"]["scale"]

@@ -95,8 +95,7 @@ def digits() -> Dataset:
     border = 2
     padding = ((0, 0), (border, border), (border, border))
     images = np.pad(np.stack([np.asarray(image) for image in enlarged]), padding)[..., np.newaxis]
-    # RandomState's streams are frozen for good (NEP 19), so the split never moves.
-    order = np.random.RandomState(0).permutation(len(images))
+    order = np.random.default_rng(0).permutation(len(images))
     return Dataset(
         name="digits",
         image_shape=(32, 32, 1),
