@@ -4,22 +4,34 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from nvae_jax.parallel import keep_compiled_programs, keep_freed_memory
+from nvae_jax.processes import Preemption, connect
 from nvae_jax.training.loop import train
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "What to train; single fields as --config.training.seed=1.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: new, or one to go on with.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "One process of many: host:port of the first."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One process of many: find the others in the environment (TPU VM, SLURM)."
+)
 
 
 def main(argv: list[str]) -> None:
     """Trains what the flags say."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    preemption = Preemption()
     logging.set_verbosity(logging.WARNING)
     keep_freed_memory()
     keep_compiled_programs()
-    train(_CONFIG.value, str(_WORKDIR.value))
+    if _DISTRIBUTED.value or _COORDINATOR.value:
+        connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    train(_CONFIG.value, str(_WORKDIR.value), preemption)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,34 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-DATA = "data"  # the mesh axis that divides a batch
+DATA = "data"  # the mesh axis whose devices share a batch
+SHARDS = "shards"  # the axis whose devices share a batch and one copy of the parameters
+
+# Arrays of fewer values stay whole on every device: fetching them costs more than it saves.
+SMALLEST_SHARDED = 2**14
 
 
-def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over `devices` (all there are, by default) with the axis `data`."""
-    return Mesh(np.asarray(jax.devices() if devices is None else devices), (DATA,))
+def make_mesh(devices: Sequence[Any] | None = None, parameter_shards: int = 1) -> Mesh:
+    """A mesh of the axes `data` and `shards` over `devices` (all there are, by default).
+
+    Args:
+      devices: of one platform.
+      parameter_shards: length of the second axis, neighbours on the interconnect.
+
+    Raises: ValueError if `parameter_shards` does not divide the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    if len(devices) % parameter_shards:
+        raise ValueError(
+            f"training.parameter_shards is {parameter_shards}; allowed: divisors of the number of "
+            f"devices ({len(devices)})"
+        )
+    shape = (len(devices) // parameter_shards, parameter_shards)
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, (DATA, SHARDS))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -26,14 +46,39 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Devices share the leading axis of an array."""
-    return NamedSharding(mesh, PartitionSpec(DATA))
+    return NamedSharding(mesh, PartitionSpec((DATA, SHARDS)))
 
 
-def check_batch_size(mesh: Mesh, batch_size: int, field: str) -> None:
-    """Raises ValueError, naming `field`, if the devices cannot share a batch equally."""
-    if batch_size % mesh.size:
+def state_sharding(mesh: Mesh, state: Any) -> Any:
+    """How parameters, and whatever has their shapes, lie on the devices.
+
+    Large arrays are divided along the mesh axis `shards`, in their last axis that it divides; the
+    first axis of stacked kernels stays whole, so that a loop finds every group on each device.
+
+    Args:
+      mesh: the devices.
+      state: a pytree of arrays or their shapes.
+
+    Returns: the pytree of shardings.
+    """
+    shards = mesh.shape[SHARDS]
+
+    def sharding(x: Any) -> NamedSharding:
+        axes = [axis for axis in range(max(x.ndim - 4, 0), x.ndim) if x.shape[axis] % shards == 0]
+        if shards == 1 or not axes or x.size < SMALLEST_SHARDED:
+            return replicated(mesh)
+        return NamedSharding(mesh, PartitionSpec(*[None] * axes[-1], SHARDS))
+
+    return jax.tree.map(sharding, state)
+
+
+def check_batch_size(mesh: Mesh, batch_size: int, field: str, parts: int = 1) -> None:
+    """Raises ValueError, naming `field`, unless every device gets as many images in every part."""
+    if batch_size % (mesh.size * parts):
+        times = f" times training.accumulation_steps ({parts})" if parts > 1 else ""
         raise ValueError(
             f"{field} is {batch_size}; allowed: multiples of the number of devices ({mesh.size})"
+            f"{times}"
         )
 
 

@@ -17,7 +17,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -48,8 +48,14 @@ class Workdir:
         self._max_to_keep = max_to_keep
         self._manager: ocp.CheckpointManager | None = None
 
-    def save_config(self, config: ml_collections.ConfigDict) -> None:
-        """Saves the run's configuration, once; the same one again changes nothing.
+    def save_config(
+        self, config: ml_collections.ConfigDict, adjustable: Collection[str] = ()
+    ) -> None:
+        """Saves the run's configuration; a later one must be the same.
+
+        Args:
+          config: the configuration.
+          adjustable: dotted names of fields that may change all the same; the latest is kept.
 
         Raises:
           ValueError: another configuration is saved here; the message lists what differs.
@@ -65,12 +71,12 @@ class Workdir:
             changes = [
                 f"config.{name} is {new.get(name, 'absent')!r}; saved: {old.get(name, 'absent')!r}"
                 for name in old | new
-                if name not in old or name not in new or old[name] != new[name]
+                if name not in adjustable
+                and (name not in old or name not in new or old[name] != new[name])
             ]
             if changes:
                 raise ValueError("\n  ".join([f"{path} holds another configuration:", *changes]))
-        else:
-            _write(path, text.encode())
+        _write(path, text.encode())
 
     def load_config(self) -> ml_collections.ConfigDict:
         """Returns the saved configuration; tuples come back as lists.

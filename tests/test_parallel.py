@@ -1,13 +1,17 @@
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from nvae_jax.parallel import (
+    SHARDS,
     batch_sharding,
     check_batch_size,
     keep_compiled_programs,
     make_mesh,
+    replicated,
     shard_batch,
+    state_sharding,
 )
 
 
@@ -28,6 +32,40 @@ def test_a_batch_that_devices_cannot_share_is_refused_by_name():
     message = r"^training\.batch_size is 20; allowed: multiples .* \(8\)$"
     with pytest.raises(ValueError, match=message):
         check_batch_size(make_mesh(), 20, "training.batch_size")
+
+
+def test_a_batch_in_parts_must_divide_too():
+    check_batch_size(make_mesh(), 32, "training.batch_size", parts=4)
+    message = r"batch_size is 24; .* devices \(8\) times training\.accumulation_steps \(2\)$"
+    with pytest.raises(ValueError, match=message):
+        check_batch_size(make_mesh(), 24, "training.batch_size", parts=2)
+
+
+def test_shards_that_do_not_divide_the_devices_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"^training\.parameter_shards is 3; .* \(8\)$"):
+        make_mesh(parameter_shards=3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [
+        ((3, 3, 64, 128), (None, None, None, SHARDS)),
+        ((5, 3, 3, 128, 30), (None, None, None, SHARDS)),  # 30 outputs do not divide by 4
+        ((4, 5, 5, 1, 1023), ()),  # nor does anything but the groups, which stay together
+        ((3, 3, 4, 8), ()),  # too small to be worth it
+        ((), ()),
+    ],
+)
+def test_large_kernels_are_divided_and_groups_stay_whole(shape, spec):
+    mesh = make_mesh(parameter_shards=4)
+    sharding = state_sharding(mesh, {"kernel": jax.ShapeDtypeStruct(shape, "float32")})["kernel"]
+    assert sharding == NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def test_without_shards_everything_is_everywhere():
+    mesh = make_mesh()
+    large = jax.ShapeDtypeStruct((1024, 1024), "float32")
+    assert state_sharding(mesh, large) == replicated(mesh)
 
 
 def test_compiled_programs_are_kept_where_the_user_says(monkeypatch, tmp_path):

@@ -3,7 +3,6 @@
 import functools
 
 import chex
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ import optax
 import pytest
 
 from nvae_jax.model.nvae import effective_kernels
+from nvae_jax.parallel import make_mesh
 from nvae_jax.training.spectral import (
     FIRST_ROUNDS,
     ROUNDS,
@@ -90,18 +90,28 @@ def update(transform):
 
 
 def test_the_matrices_are_the_convolutions_and_nothing_else(params):
-    matrices = flax.traverse_util.flatten_dict(kernel_matrices(params), sep="/")
-    shapes = {"strict_conv": (3, 18, 12), "depthwise_conv": (3, 25, 12), "head": (3, 12, 2)}
-    cells = ("decoder/scale_0/flow_0/forward", "decoder/scale_0/flow_0/mirrored")
-    flow = {f"{cell}/{name}": shape for cell in cells for name, shape in shapes.items()}
-    assert {name: matrix.shape for name, matrix in matrices.items()} == {
-        "encoder/stem": (27, 8),
-        "encoder/cell/expand": (8, 24),
-        "encoder/cell/spatial": (25, 24),
-        "decoder/scale_0/combine": (3, 10, 8),
-        **flow,
+    stacks = {name: matrices.shape for name, matrices in kernel_matrices(params).items()}
+    assert stacks == {
+        "27x8": (1, 27, 8),  # encoder/stem
+        "8x24": (1, 8, 24),  # encoder/cell/expand
+        "25x24": (1, 25, 24),  # encoder/cell/spatial
+        "10x8": (3, 10, 8),  # decoder/scale_0/combine
+        # decoder/scale_0/flow_0, forward and mirrored
+        "18x12": (6, 18, 12),
+        "25x12": (6, 25, 12),
+        "12x2": (6, 12, 2),
     }
-    # A flow's masks are part of its matrices: mirrored in space, and strict where they must be.
+    forward = params["decoder"]["scale_0"]["flow_0"]["forward"]["head"]["kernel"]
+    assert forward.shape == (3, 1, 1, 12, 2)
+    scaled = jax.tree.map(lambda x: x, params)
+    scaled["decoder"]["scale_0"]["flow_0"]["forward"]["head"]["log_gain"] += jnp.log(2.0)
+    before, after = (kernel_matrices(p)["12x2"] for p in (params, scaled))
+    np.testing.assert_allclose(after[:3], 2 * before[:3], rtol=1e-6)
+    np.testing.assert_array_equal(after[3:], before[3:])
+
+
+def test_a_flows_masks_are_part_of_its_matrices(params):
+    # Mirrored in space, and strict where they must be.
     kernels = effective_kernels(params)["decoder"]["scale_0"]["flow_0"]
     forward, mirrored = (kernels[cell]["strict_conv"] for cell in ("forward", "mirrored"))
     assert (forward[:, 2] == 0).all()
@@ -154,11 +164,30 @@ def test_a_round_is_the_textbook_one(rounds):
     rng = np.random.default_rng(1)
     w, u = rng.normal(size=(4, 6)).astype(np.float32), rng.normal(size=4).astype(np.float32)
     v = np.zeros(6, np.float32)
-    ours = power_iteration({"w": w.T}, {"w": u}, {"w": v}, rounds)
+    ours = power_iteration({"w": w.T[None]}, {"w": u[None]}, {"w": v[None]}, rounds)
     for _ in range(rounds):
         v = w.T @ u / np.linalg.norm(w.T @ u)
         u = w @ v / np.linalg.norm(w @ v)
-    is_near(ours, ({"w": u}, {"w": v}))
+    is_near(ours, ({"w": u[None]}, {"w": v[None]}))
+
+
+@pytest.mark.parametrize("rounds", [0, 3])
+def test_devices_share_the_iteration_of_stacks_of_any_length(rounds):
+    mesh, rng = make_mesh(parameter_shards=2), np.random.default_rng(2)
+    assert mesh.size == 8
+
+    def stacks(*shapes):
+        arrays = [jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes]
+        return dict(zip("abc", arrays, strict=True))
+
+    matrices = stacks((1, 6, 4), (8, 3, 5), (11, 7, 2))
+    u, v = stacks((1, 4), (8, 5), (11, 2)), stacks((1, 6), (8, 3), (11, 7))
+    shared = jit(functools.partial(power_iteration, mesh=mesh))
+    ours, alone = shared(matrices, u, v, rounds), power_iteration(matrices, u, v, rounds)
+    chex.assert_trees_all_close(ours, alone, rtol=1e-6, atol=1e-6)
+    # Each device has an eighth of the work: two of the eleven matrices, the longest stack.
+    program = shared.lower(matrices, u, v, rounds).compile().as_text()
+    assert "f32[2,7,2]" in program
 
 
 def test_a_zero_kernel_has_a_finite_penalty_and_gradient(transform):

@@ -11,12 +11,14 @@ import numpy as np
 import optax
 import pytest
 
-from nvae_jax.model import ModelConfig, variable_shapes
-from nvae_jax.parallel import batch_sharding, make_mesh, replicated, shard_batch
+from nvae_jax import parallel
+from nvae_jax.model import NVAE, ModelConfig, variable_shapes
+from nvae_jax.parallel import batch_sharding, make_mesh, replicated, shard_batch, state_sharding
+from nvae_jax.training.objective import balance_targets, elbo_terms, kl_weight
 from nvae_jax.training.optimizer import make_optimizer
 from nvae_jax.training.settings import TrainingConfig
 from nvae_jax.training.state import TrainState, init_state
-from nvae_jax.training.step import make_train_step
+from nvae_jax.training.step import make_train_step, mean_over_parts
 
 # Compilation takes all the time here, so the compiler shall not optimise.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -154,18 +156,24 @@ def test_the_average_follows_the_parameters(run):
     assert (average != last).all()
 
 
-def test_eight_devices_make_the_same_updates_as_one(run, images):
+@pytest.mark.parametrize(("devices", "shards"), [(2, 1), (4, 2), (8, 1), (8, 4)])
+def test_many_devices_make_the_same_updates_as_one(run, images, monkeypatch, devices, shards):
+    monkeypatch.setattr(parallel, "SMALLEST_SHARDED", 64)
     states, metrics, _ = run
-    mesh = make_mesh()
-    assert mesh.size == 8
+    mesh = make_mesh(jax.devices()[:devices], shards)
+    start = jax.tree.map(np.array, make_state(SMALL))
+    on_state = state_sharding(mesh, start)
     step = jit(
-        make_train_step(SMALL, TRAINING, EPOCH_STEPS),
-        in_shardings=(replicated(mesh), batch_sharding(mesh)),
-        out_shardings=replicated(mesh),
+        make_train_step(SMALL, TRAINING, EPOCH_STEPS, mesh),
+        in_shardings=(on_state, batch_sharding(mesh)),
+        out_shardings=(on_state, replicated(mesh)),
         donate_argnums=0,
     )
-    # Copies, because what is donated must not share memory.
-    state = jax.device_put(jax.tree.map(np.array, make_state(SMALL)), replicated(mesh))
+    state = jax.device_put(start, on_state)
+    if shards > 1:
+        divided = [x for x in jax.tree.leaves(adamax(state)) if not x.is_fully_replicated]
+        assert len(divided) >= 20
+        assert all(x.addressable_shards[0].data.size * shards == x.size for x in divided)
     for number in range(3):
         state, values = step(state, shard_batch(mesh, images))
         chex.assert_trees_all_close(values, metrics[number], rtol=1e-5, atol=1e-6)
@@ -175,6 +183,63 @@ def test_eight_devices_make_the_same_updates_as_one(run, images):
     assert distance(adamax(state).mu, adamax(states[3]).mu) < 1e-5
     moves = [jax.tree.map(jnp.subtract, s.params, states[0].params) for s in (state, states[3])]
     assert distance(*moves) < 5e-2
+
+
+def test_parts_of_a_batch_make_the_update_of_their_mean_gradient(images):
+    """As if the parts' gradients had been computed on their own, and Adamax had seen the mean."""
+    training = dataclasses.replace(TRAINING, accumulation_steps=2)
+    config = dataclasses.replace(ONE_GROUP, unroll=False)
+    state = make_state(ONE_GROUP)
+    after, metrics = jit(make_train_step(config, training, EPOCH_STEPS))(state, images)
+
+    beta = kl_weight(0, EPOCH_STEPS * TRAINING.epochs, TRAINING.kl_warmup, TRAINING.kl_constant)
+    targets = balance_targets(config, TRAINING.kl_balance)
+
+    @jit
+    def part(x, key):
+        def loss(params):
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            output, new = NVAE(config).apply(
+                variables, x, train=True, rngs={"sample": key}, mutable=["batch_stats"]
+            )
+            terms = elbo_terms(config, output, x, beta, targets)
+            return terms.loss, (new["batch_stats"], terms.nelbo.mean())
+
+        return jax.grad(loss, has_aux=True)(state.params)
+
+    key = jax.random.fold_in(jax.random.key(TRAINING.seed), 0)
+    parts = [part(images[i::2], jax.random.fold_in(key, i)) for i in range(2)]
+    gradient, (statistics, nelbo) = jax.tree.map(lambda a, b: (a + b) / 2, *parts)
+    assert metrics["nelbo"] == pytest.approx(float(nelbo), rel=1e-6)
+    assert metrics["gradient_norm"] == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-5)
+    assert distance(after.batch_stats, statistics) < 1e-6
+    optimizer = make_optimizer(TRAINING, EPOCH_STEPS)
+    _, opt_state = jit(functools.partial(optimizer.update, regularization=1.0))(
+        gradient, state.opt_state, state.params
+    )
+    (expected,) = [part for part in opt_state if isinstance(part, optax.ScaleByAdamState)]
+    assert distance(adamax(after).mu, expected.mu) < 1e-5
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_the_mean_over_parts_of_a_mean_is_the_mean(parts):
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    result = mean_over_parts(
+        lambda x, key: {"mean": x.mean(0), "count": jnp.int32(len(x))},
+        x,
+        jax.random.key(0),
+        parts,
+        1,
+    )
+    np.testing.assert_allclose(result["mean"], x.mean(0), rtol=1e-6)
+    assert result["count"] == 8 // parts
+
+
+def test_parts_of_a_batch_draw_their_own_noise():
+    draw = functools.partial(mean_over_parts, lambda x, key: jax.random.normal(key), np.zeros(4))
+    keys = [jax.random.fold_in(jax.random.key(7), i) for i in range(2)]
+    expected = (jax.random.normal(keys[0]) + jax.random.normal(keys[1])) / 2
+    assert draw(jax.random.key(7), 2, 0) == pytest.approx(float(expected), rel=1e-6)
 
 
 def adamax(state):

@@ -55,7 +55,7 @@ def make_validation(
             "group_kl": mask @ output.kl,
         }
 
-    shardings = (replicated(mesh), batch_sharding(mesh), None)
+    shardings = (None, batch_sharding(mesh), None)
     sums = jax.jit(sums, in_shardings=shardings, out_shardings=replicated(mesh))
 
     def validate(variables: Any) -> dict[str, np.ndarray]:

@@ -96,7 +96,8 @@ class ModelConfig:
 
     # How it runs, not what it computes.
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; all else is float32
-    remat: Literal["none", "cell", "group"] = "none"  # what the backward pass computes again
+    # What the backward pass computes again; offload: per group, with the inputs in host memory.
+    remat: Literal["none", "cell", "group", "offload"] = "none"
     unroll: bool | None = None  # groups without a loop; None: on CPU only
 
     def __post_init__(self):

@@ -9,13 +9,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.cells import Resize
 from nvae_jax.model.convolution import Conv
 from nvae_jax.model.distributions import Normal, num_image_parameters
 from nvae_jax.model.flows import FlowPair
-from nvae_jax.model.tower import make_cell, scan_groups
+from nvae_jax.model.tower import GROUP_INPUT, make_cell, scan_groups
 
 
 @flax.struct.dataclass
@@ -59,6 +60,7 @@ class LatentGroup(nn.Module):
         """h: (B, h, w, C) → (B, h, w, features), and the group's terms if it had a tap."""
         config = self.config
         dtype = jnp.dtype(config.dtype)
+        h = checkpoint_name(h, GROUP_INPUT)
         prior_raw: tuple[Array, Array] = (jnp.zeros(()), jnp.zeros(()))
         if not self.first:
             for i in range(config.decoder_cells):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.cells import Resize
 from nvae_jax.model.convolution import Conv
-from nvae_jax.model.tower import make_cell, scan_groups
+from nvae_jax.model.tower import GROUP_INPUT, make_cell, scan_groups
 
 
 class EncoderGroup(nn.Module):
@@ -20,6 +21,7 @@ class EncoderGroup(nn.Module):
     @nn.compact
     def __call__(self, x: Array, _: None, train: bool) -> tuple[Array, Array]:
         """(B, h, w, C) → the same shape, twice: to carry on, and to tap."""
+        x = checkpoint_name(x, GROUP_INPUT)
         for i in range(self.config.encoder_cells):
             cell = make_cell(self.config, self.config.cells.encoder, name=f"cell_{i}")
             x = cell(x, train)

@@ -11,6 +11,19 @@ import jax.numpy as jnp
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.cells import Cell, Resize
 
+GROUP_INPUT = "group_input"  # the features that a group starts from
+
+# What the forward pass keeps of a group for the backward pass, by `ModelConfig.remat`.
+GROUP_POLICIES = {
+    "group": None,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[GROUP_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
+
 
 def make_cell(
     config: ModelConfig, operations: tuple[str, ...], resize: Resize = "same", **options: Any
@@ -21,22 +34,32 @@ def make_cell(
     return cell(operations, resize, config.squeeze_excite, dtype, **options)
 
 
+def loop_unroll(config: ModelConfig) -> int:
+    """The argument `unroll` of a scan: 0, no loop in the compiled program, or 1.
+
+    `config.unroll` decides; by default there is no loop on CPU, where the gradient of a convolution
+    is many times slower inside one.
+    """
+    unrolled = jax.default_backend() == "cpu" if config.unroll is None else config.unroll
+    return 0 if unrolled else 1  # True would leave a loop of length 1 where there is one group
+
+
 def scan_groups(config: ModelConfig, group: type[nn.Module], length: int) -> Any:
     """A class for `length` groups of one scale: a loop over parameters stacked on a leading axis.
 
     A group is called with the features to carry on, its own inputs and `train`; the loop takes
-    inputs with a leading axis of groups. `config.unroll` decides whether the compiled program has a
-    loop: on CPU the gradient of a convolution is many times slower inside one.
+    inputs with a leading axis of groups.
     """
-    unroll = jax.default_backend() == "cpu" if config.unroll is None else config.unroll
-    if config.remat == "group":
+    unroll = loop_unroll(config)
+    if config.remat in GROUP_POLICIES:
         # A loop keeps the compiler from merging the second computation with the first by itself.
-        group = nn.remat(group, static_argnums=(3,), prevent_cse=unroll)
+        policy = GROUP_POLICIES[config.remat]
+        group = nn.remat(group, policy=policy, static_argnums=(3,), prevent_cse=unroll == 0)
     return nn.scan(
         group,
         variable_axes={"params": 0, "batch_stats": 0},
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast),
         length=length,
-        unroll=0 if unroll else 1,  # 0: no loop, not even for one group
+        unroll=unroll,
     )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import Mesh
 
 from nvae_jax.training.settings import TrainingConfig
 from nvae_jax.training.spectral import batch_norm_regularization, spectral_regularization
@@ -47,16 +48,17 @@ def _decayed(params: Any) -> Any:
 
 
 def make_optimizer(
-    config: TrainingConfig, steps_per_epoch: int
+    config: TrainingConfig, steps_per_epoch: int, mesh: Mesh | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """The chain of the paper; `update` takes λ as the extra argument `regularization`.
 
     The loss's gradient goes in without regularisers. Adamax has its ε inside the infinity norm, and
-    L2 is coupled: it is part of the gradient that Adamax sees.
+    L2 is coupled: it is part of the gradient that Adamax sees. The devices of `mesh` share the
+    spectral regularisation's power iteration.
     """
     clip = [] if config.gradient_clip is None else [optax.clip_by_global_norm(config.gradient_clip)]
     return optax.chain(
-        spectral_regularization(jax.random.key(config.seed)),
+        spectral_regularization(jax.random.key(config.seed), mesh),
         batch_norm_regularization(),
         *clip,
         optax.add_decayed_weights(config.weight_decay, mask=_decayed),

@@ -72,6 +72,15 @@ class Recorder:
             with self._off_the_clock():
                 self._save(step, metrics, state)
 
+    def interrupt(self, step: int, metrics: dict[str, Array], state: TrainState) -> None:
+        """Saves `step`, if that is not done yet, and closes what is open."""
+        if self._workdir.latest_step() != step:
+            self._save(step, metrics, state)
+        self._close()
+        self._workdir.log(
+            f"interrupted after step {step:,}, saved; the same command goes on from there"
+        )
+
     def restart_clock(self) -> None:
         """Leaves out of the next figures of speed what came before."""
         self._window_start = time.monotonic()
@@ -83,9 +92,7 @@ class Recorder:
         baseline = independent_pixels(self._dataset, self._model.num_bits)
         curves = draw_curves(records, baseline, self._dataset.name)
         self._workdir.save_picture("curves", curves[None])
-        self._workdir.close()
-        if self._tensorboard:
-            self._tensorboard.close()
+        self._close()
         self._workdir.log(
             f"done, {last['step']:,} steps\n"
             f"  validation NELBO    {self._in_both_units(last['validation/nelbo'])}\n"
@@ -94,6 +101,11 @@ class Recorder:
             f"  checkpoints         {self._workdir.path / 'checkpoints'}"
         )
         return last
+
+    def _close(self) -> None:
+        self._workdir.close()
+        if self._tensorboard:
+            self._tensorboard.close()
 
     def _is_due(self, step: int, interval: int) -> bool:
         return step % interval == 0 or step == self._total_steps

@@ -20,6 +20,10 @@ class TrainingConfig:
     batch_size: int  # images in a step, over all devices
     seed: int = 0
 
+    # How devices share an update.
+    accumulation_steps: int = 1  # parts of a batch, one after the other, to save memory
+    parameter_shards: int = 1  # devices that share one copy of the parameters, to save memory
+
     # Adamax, with linear warm-up and a cosine from epoch to epoch.
     learning_rate: float = 1e-2
     min_learning_rate: float = 1e-4
@@ -49,6 +53,8 @@ class TrainingConfig:
         positive = (
             "epochs",
             "batch_size",
+            "accumulation_steps",
+            "parameter_shards",
             "learning_rate",
             "regularization",
             "initial_regularization",

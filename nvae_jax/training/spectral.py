@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array, lax
+from jax.sharding import Mesh, PartitionSpec
 
 from nvae_jax.model.nvae import effective_kernels
 
@@ -23,7 +24,7 @@ ROUNDS = 4
 
 
 class SpectralState(NamedTuple):
-    """updates: so far. u, v: singular vectors of every kernel. penalty: Σ σ."""
+    """updates: so far. u, v: singular vectors as `kernel_matrices` stacks them. penalty: Σ σ."""
 
     updates: Array
     u: Any
@@ -31,26 +32,58 @@ class SpectralState(NamedTuple):
     penalty: Array
 
 
-def kernel_matrices(params: Any) -> Any:
-    """Effective kernels (…, H, W, I, O) as matrices (…, H·W·I, O): the transposes of W."""
-    return jax.tree.map(
-        lambda k: k.reshape(*k.shape[:-4], -1, k.shape[-1]), effective_kernels(params)
-    )
+def kernel_matrices(params: Any) -> dict[str, Array]:
+    """Effective kernels as matrices, those of one shape in one stack.
+
+    A deep model has hundreds of kernels and a few dozen shapes, so that there is little to compile,
+    and stacks are long enough to be divided between devices.
+
+    Returns: `{"RxO": (N, R, O)}`, the transposes of the W, with R = k·k·inputs of a kernel and O
+      its output channels, in the order of the parameters' paths.
+    """
+    stacks: dict[str, list[Array]] = {}
+    for kernel in jax.tree.leaves(effective_kernels(params)):
+        rows, columns = math.prod(kernel.shape[-4:-1]), kernel.shape[-1]
+        stacks.setdefault(f"{rows}x{columns}", []).append(kernel.reshape(-1, rows, columns))
+    return {name: jnp.concatenate(stack) for name, stack in stacks.items()}
 
 
-def power_iteration(matrices: Any, u: Any, v: Any, rounds: Array | int) -> tuple[Any, Any]:
-    """v ← normalise(Wᵀu), u ← normalise(Wv), `rounds` times, for every matrix of a tree.
+def power_iteration(
+    matrices: Any, u: Any, v: Any, rounds: Array | int, mesh: Mesh | None = None
+) -> tuple[Any, Any]:
+    """v ← normalise(Wᵀu), u ← normalise(Wv), `rounds` times, for every stack of a tree.
 
-    The matrices (…, R, O) are transposes of the W; u is (…, O) and v (…, R).
+    Args:
+      matrices: (N, R, O), transposes of the W.
+      u: (N, O).
+      v: (N, R); what it holds matters only if there are no rounds.
+      rounds: how many.
+      mesh: each of its devices takes a part of every stack; None: all do all.
     """
 
     def iterate(_, vectors):
         u, _ = vectors
-        v = jax.tree.map(lambda m, u: _normalize(jnp.einsum("...ro,...o->...r", m, u)), matrices, u)
-        u = jax.tree.map(lambda m, v: _normalize(jnp.einsum("...ro,...r->...o", m, v)), matrices, v)
+        v = jax.tree.map(lambda m, u: _normalize(jnp.einsum("nro,no->nr", m, u)), matrices, u)
+        u = jax.tree.map(lambda m, v: _normalize(jnp.einsum("nro,nr->no", m, v)), matrices, v)
         return u, v
 
-    return lax.fori_loop(0, rounds, iterate, (u, v))
+    if mesh is None or mesh.size == 1:
+        return lax.fori_loop(0, rounds, iterate, (u, v))
+    divided, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
+    share: Any = jax.shard_map(
+        power_iteration,
+        mesh=mesh,
+        in_specs=(divided, divided, divided, whole),
+        out_specs=divided,
+    )
+    filled = jax.tree.map(lambda x: _fill_up(x, mesh.size), (matrices, u, v))
+    longer = share(*filled, jnp.asarray(rounds))
+    return jax.tree.map(lambda x, start: x[: len(start)], longer, (u, v))
+
+
+def _fill_up(stack: Array, multiple: int) -> Array:
+    """Zeros behind a stack (N, …), up to a length that `multiple` divides."""
+    return jnp.pad(stack, ((0, -len(stack) % multiple), *[(0, 0)] * (stack.ndim - 1)))
 
 
 def _normalize(x: Array) -> Array:
@@ -60,12 +93,14 @@ def _normalize(x: Array) -> Array:
 def spectral_penalty(params: Any, u: Any, v: Any) -> Array:
     """Σ uᵀWv over all convolutions: the sum of largest singular values, at converged vectors."""
     values = jax.tree.map(
-        lambda m, u, v: jnp.einsum("...ro,...r,...o->", m, v, u), kernel_matrices(params), u, v
+        lambda m, u, v: jnp.einsum("nro,nr,no->", m, v, u), kernel_matrices(params), u, v
     )
     return sum(jax.tree.leaves(values), start=jnp.zeros(()))
 
 
-def spectral_regularization(key: Array) -> optax.GradientTransformationExtraArgs:
+def spectral_regularization(
+    key: Array, mesh: Mesh | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Adds λ · ∂/∂params of the sum of all convolutions' largest singular values (NVAE, §3.3).
 
     The singular vectors persist in the state and follow the kernels by a few rounds of power
@@ -74,18 +109,19 @@ def spectral_regularization(key: Array) -> optax.GradientTransformationExtraArgs
 
     Args:
       key: of the random vectors that the iteration starts from.
+      mesh: devices that share the power iteration; None: each repeats it.
     """
 
     def init(params):
-        matrices, treedef = jax.tree.flatten(jax.eval_shape(kernel_matrices, params))
+        matrices = jax.eval_shape(kernel_matrices, params)
 
         def start(key, axis):
-            shapes = [(*m.shape[:-2], m.shape[axis]) for m in matrices]
+            shapes = [(len(m), m.shape[axis]) for m in matrices.values()]
             ends = np.cumsum([math.prod(shape) for shape in shapes])
             # One draw for all: XLA's CPU backend compiles a draw for each ten times as long.
             draws = jnp.split(jax.random.normal(key, (int(ends[-1]),)), ends[:-1])
             vectors = [_normalize(x.reshape(s)) for x, s in zip(draws, shapes, strict=True)]
-            return jax.tree.unflatten(treedef, vectors)
+            return dict(zip(matrices, vectors, strict=True))
 
         key_u, key_v = jax.random.split(key)
         return SpectralState(
@@ -95,7 +131,7 @@ def spectral_regularization(key: Array) -> optax.GradientTransformationExtraArgs
     def update(updates, state, params=None, *, regularization):
         matrices = lax.stop_gradient(kernel_matrices(params))
         rounds = jnp.where(state.updates == 0, FIRST_ROUNDS, ROUNDS)
-        u, v = power_iteration(matrices, state.u, state.v, rounds)
+        u, v = power_iteration(matrices, state.u, state.v, rounds, mesh)
         penalty, gradient = jax.value_and_grad(spectral_penalty)(params, u, v)
         updates = jax.tree.map(lambda g, r: g + regularization * r, updates, gradient)
         return updates, SpectralState(optax.safe_increment(state.updates), u, v, penalty)

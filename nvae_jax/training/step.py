@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import Mesh
 
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.nvae import NVAE
+from nvae_jax.model.tower import loop_unroll
 from nvae_jax.training.metrics import step_metrics
 from nvae_jax.training.objective import (
     balance_targets,
@@ -27,16 +29,27 @@ TrainStep = Callable[[TrainState, Array], tuple[TrainState, dict[str, Array]]]
 
 
 def make_train_step(
-    config: ModelConfig, training: TrainingConfig, steps_per_epoch: int
+    config: ModelConfig, training: TrainingConfig, steps_per_epoch: int, mesh: Mesh | None = None
 ) -> TrainStep:
     """The update as a pure function, to be jitted: `(state, x) → (state, metrics)`.
 
     x is (B, H, W, C) in [0, 1]. Under `jit` with a sharded batch, batch-norm statistics and the
     balancing of the KL are those of the global batch. Randomness depends on the seed and the step
     alone. See `step_metrics` for the metrics.
+
+    With `training.accumulation_steps` = A, one update sees A parts of B / A images one after the
+    other. Batch norm and the balancing of the KL work on a part; gradient, metrics and the change
+    of the running statistics are the parts' means. Spectral regularisation, batch-norm penalty and
+    Adamax act once, on the mean.
+
+    Args:
+      config: of the model.
+      training: how to train it.
+      steps_per_epoch: updates in an epoch.
+      mesh: devices that share the work that does not depend on the batch.
     """
     model = NVAE(config)
-    optimizer = make_optimizer(training, steps_per_epoch)
+    optimizer = make_optimizer(training, steps_per_epoch, mesh)
     schedule = learning_rate_schedule(training, steps_per_epoch)
     targets = balance_targets(config, training.kl_balance)
     total_steps = training.epochs * steps_per_epoch
@@ -46,7 +59,7 @@ def make_train_step(
         beta = kl_weight(state.step, total_steps, training.kl_warmup, training.kl_constant)
         regularization = regularization_weight(training, beta)
 
-        def loss(params: Any) -> tuple[Array, Any]:
+        def loss(params: Any, x: Array, key: Array) -> tuple[Array, Any]:
             output, updated = model.apply(
                 {"params": params, "batch_stats": state.batch_stats},
                 x,
@@ -55,9 +68,16 @@ def make_train_step(
                 mutable=["batch_stats"],
             )
             terms = elbo_terms(config, output, x, beta, targets)
-            return terms.loss, (terms, output, updated.get("batch_stats", {}))
+            metrics = step_metrics(terms, output) | {"loss": terms.loss}
+            return terms.loss, (metrics, updated.get("batch_stats", {}))
 
-        gradient, (terms, output, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
+        gradient, (metrics, batch_stats) = mean_over_parts(
+            lambda x, key: jax.grad(loss, has_aux=True)(state.params, x, key),
+            x,
+            key,
+            training.accumulation_steps,
+            loop_unroll(config),
+        )
         updates, opt_state = optimizer.update(
             gradient, state.opt_state, state.params, regularization=regularization
         )
@@ -66,16 +86,45 @@ def make_train_step(
         if training.ema_decay is not None:
             ema_params = optax.incremental_update(params, ema_params, 1.0 - training.ema_decay)
         spectral, batch_norm = opt_state[0].penalty, opt_state[1].penalty
-        metrics = step_metrics(terms, output) | {
-            "loss": terms.loss + regularization * (spectral + batch_norm),
+        metrics |= {
+            "loss": metrics["loss"] + regularization * (spectral + batch_norm),
             "spectral_penalty": spectral,
             "batch_norm_penalty": batch_norm,
             "regularization": jnp.asarray(regularization, jnp.float32),
             "kl_weight": beta,
             "learning_rate": schedule(state.step),
-            "gradient_norm": optax.global_norm(gradient),
+            "gradient_norm": optax.tree.norm(gradient),
         }
         new_state = TrainState(state.step + 1, params, batch_stats, opt_state, ema_params)
         return new_state, metrics
 
     return train_step
+
+
+def mean_over_parts(
+    function: Callable[[Array, Array], Any], x: Array, key: Array, parts: int, unroll: int
+) -> Any:
+    """The mean of `function(part of x, its key)` over parts of a batch, computed in turn.
+
+    Part i is x[i::parts], so that devices that share x along its first axis share every part alike
+    and nothing moves between them. Its key is `fold_in(key, i)`; the whole batch has `key` itself.
+
+    Args:
+      function: to a pytree of numbers; they are averaged in float32.
+      x: (B, …), B a multiple of `parts`.
+      key: of the random numbers.
+      parts: how many.
+      unroll: as of `jax.lax.scan`.
+    """
+    if parts == 1:
+        return function(x, key)
+    stacked = x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total: Any, part: tuple[Array, Array]) -> tuple[Any, None]:
+        number, x = part
+        values = function(x, jax.random.fold_in(key, number))
+        return jax.tree.map(lambda t, v: t + v / parts, total, values), None
+
+    values = jax.eval_shape(function, stacked[0], key)
+    zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, jnp.float32), values)
+    return jax.lax.scan(add, zeros, (jnp.arange(parts), stacked), unroll=unroll)[0]

@@ -1,0 +1,111 @@
+"""The processes of a run: how they find each other, and how they are asked to stop.
+
+A multi-host run is one process a host, all started with the same command. JAX's coordination
+service, in process 0, watches them: when one dies, it ends the others with a message that names the
+dead one's task number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import types
+from collections.abc import Iterator
+
+import jax
+from jax.experimental import multihost_utils
+
+HEARTBEAT_TIMEOUT = 60  # seconds of silence after which a process counts as dead
+
+
+def connect(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Makes this process one of a multi-host run; to be called before any other use of JAX.
+
+    Args:
+      coordinator: `host:port` of process 0; None: as the environment has it (TPU VM, SLURM, Open
+        MPI, Kubernetes, or `JAX_COORDINATOR_ADDRESS`).
+      num_processes: how many there are, else as the environment has it.
+      process_id: which one this is, from 0, else as the environment has it.
+
+    Raises: ValueError if something is neither given nor found.
+    """
+    if process_id is not None and not (num_processes and 0 <= process_id < num_processes):
+        raise ValueError(f"process_id is {process_id}; allowed: 0 to num_processes - 1")
+    try:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
+        )
+    except ValueError as error:
+        raise ValueError(
+            "no multi-host environment found; give coordinator (host:port of process 0), "
+            f"num_processes and process_id ({error})"
+        ) from error
+
+
+@contextlib.contextmanager
+def naming_the_dead() -> Iterator[None]:
+    """Around collective work: if it fails because a process died, the message says which one.
+
+    A collective operation fails without that knowledge, and before the coordination service has it.
+    The service then ends this process; the error goes on only if it does not.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError):
+        if jax.process_count() > 1:
+            traceback.print_exc()
+            print(
+                f"process {jax.process_index()} of {jax.process_count()}: a step failed, probably "
+                "because another process died or lost its network; within "
+                f"{HEARTBEAT_TIMEOUT} seconds the coordination service names it below, by its "
+                "number (the leader or task 0 is process 0)",
+                file=sys.stderr,
+                flush=True,
+            )
+            time.sleep(1.5 * HEARTBEAT_TIMEOUT)
+        raise
+
+
+class Preemption:
+    """SIGTERM as a request that a run answers between two steps.
+
+    From its creation on, the signal no longer kills the process, which asks `requested` after every
+    step. Before the first such question there is nothing to save: then the process ends at once,
+    with success, also while the main thread is busy in a compiler. (Of several processes, each goes
+    on to its first step; JAX then spreads the request to all.)
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._stepping = False
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        # The interpreter writes the signal's number at once, whatever the main thread is doing.
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self._ask)
+        threading.Thread(target=self._watch, args=(read,), daemon=True).start()
+
+    def requested(self, step: int) -> bool:
+        """Whether to save and leave after `step`; the same answer on every process."""
+        self._stepping = True
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._asked
+
+    def _ask(self, number: int, frame: types.FrameType | None) -> None:
+        del number, frame
+        self._asked = True
+
+    def _watch(self, pipe: int) -> None:
+        while signal.SIGTERM not in os.read(pipe, 1):
+            pass
+        if not self._stepping:
+            print("SIGTERM before the first step: nothing to save", flush=True)
+            os._exit(0)

@@ -1,0 +1,124 @@
+"""The compiled functions of a training run on a mesh: what the loop runs and the tools measure."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh
+
+from nvae_jax.data.transforms import prepare_train
+from nvae_jax.model.architecture import ModelConfig
+from nvae_jax.parallel import batch_sharding, check_batch_size, replicated, state_sharding
+from nvae_jax.training.optimizer import make_optimizer
+from nvae_jax.training.settings import TrainingConfig
+from nvae_jax.training.state import TrainState, init_state
+from nvae_jax.training.step import make_train_step
+
+Batch = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A run's functions, jitted, and the shapes that they take.
+
+    Attributes:
+      init: `batch → state`, a fresh one; the batch is a real one.
+      update: `(state, batch) → (state, metrics)`; takes the memory of the state that it is given.
+      state: a `TrainState` of `jax.ShapeDtypeStruct`, with shardings.
+      batch: a batch as the loader makes it, as `jax.ShapeDtypeStruct` with shardings: `image` uint8
+        (B, H, W, C), `index` and `epoch` int32 (B,).
+    """
+
+    init: Any
+    update: Any
+    state: TrainState
+    batch: dict[str, jax.ShapeDtypeStruct]
+
+
+def make_program(
+    config: ModelConfig,
+    training: TrainingConfig,
+    steps_per_epoch: int,
+    mesh: Mesh,
+    *,
+    binarize: bool,
+    flip: bool,
+) -> Program:
+    """The functions of a run; nothing is compiled yet.
+
+    Args:
+      config: of the model.
+      training: how to train it.
+      steps_per_epoch: updates in an epoch.
+      mesh: devices; they need not be at hand as long as nothing is run.
+      binarize: whether the data's pixels are Bernoulli draws.
+      flip: whether its images are mirrored at random.
+
+    Raises: ValueError if the devices cannot share a batch equally, or lack what `model.remat` asks
+      for.
+    """
+    parts = training.accumulation_steps
+    check_batch_size(mesh, training.batch_size, "training.batch_size", parts)
+    _check_offload(config, mesh)
+    # Not the key of the steps' own draws.
+    data_key_number = 2**31 - 1
+
+    def prepare(batch: Batch) -> Array:
+        return prepare_train(
+            batch["image"],
+            batch["index"],
+            batch["epoch"],
+            seed_key=jax.random.fold_in(jax.random.key(training.seed), data_key_number),
+            binarize=binarize,
+            flip=flip,
+            num_bits=config.num_bits,
+        )
+
+    def init(batch: Batch) -> TrainState:
+        # This kind of key, because XLA's CPU backend compiles its draws in half the time, and there
+        # are hundreds. It is no less random than initial values need.
+        key = jax.random.key(training.seed, impl="unsafe_rbg")
+        optimizer = make_optimizer(training, steps_per_epoch)
+        return init_state(config, optimizer, key, prepare(batch), training.ema_decay is not None)
+
+    train_step = make_train_step(config, training, steps_per_epoch, mesh)
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        return train_step(state, prepare(batch))
+
+    batch_size = training.batch_size
+    shapes = {
+        "image": ((batch_size, *config.image_shape), jnp.uint8),
+        "index": ((batch_size,), jnp.int32),
+        "epoch": ((batch_size,), jnp.int32),
+    }
+    on_batch = batch_sharding(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=on_batch)
+        for name, (shape, dtype) in shapes.items()
+    }
+    state = jax.eval_shape(init, batch)
+    on_state = state_sharding(mesh, state)
+    return Program(
+        init=jax.jit(init, in_shardings=on_batch, out_shardings=on_state),
+        update=jax.jit(
+            update,
+            in_shardings=(on_state, on_batch),
+            out_shardings=(on_state, replicated(mesh)),
+            donate_argnums=0,
+        ),
+        state=jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, on_state
+        ),
+        batch=batch,
+    )
+
+
+def _check_offload(config: ModelConfig, mesh: Mesh) -> None:
+    device = mesh.devices.flat[0]
+    if config.remat == "offload" and device.platform == "cpu":
+        raise ValueError("model.remat is 'offload'; allowed on cpu: none, cell, group")
