@@ -1,9 +1,11 @@
 """Every field of a configuration, with its meaning. The other files start from this one.
 
-A field is set from the command line as `--config.training.seed=1`.
+A field is set from the command line as `--config.training.seed=1`. A placeholder is None until it
+is set.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
@@ -40,8 +42,8 @@ def get_config() -> ConfigDict:
     model.flow = "shift"  # or mixture_logistic
 
     model.dtype = "float32"  # or bfloat16, of activations; all else stays float32
-    model.remat = "none"  # or cell, group: what the backward pass computes again to save memory
-    model.unroll = None  # groups of a scale without a loop; None: on CPU only
+    model.remat = "none"  # or cell, group, offload: what the backward pass computes again
+    model.unroll = placeholder(bool)  # groups of a scale without a loop; None: on CPU only
 
     # The images; other fields are options of the dataset, see nvae_jax/data/sources.py.
     config.data = ConfigDict()
@@ -51,21 +53,23 @@ def get_config() -> ConfigDict:
     config.training = training = ConfigDict()
     training.epochs = 100
     training.batch_size = 32  # over all devices
+    training.accumulation_steps = 1  # parts of a batch, one after the other, to save memory
+    training.parameter_shards = 1  # devices that share one copy of the parameters
     training.seed = 0
 
     training.learning_rate = 1e-2  # peak; linear warm-up, then a cosine
     training.min_learning_rate = 1e-4
     training.warmup_epochs = 5
     training.weight_decay = 3e-4
-    training.gradient_clip = None  # or the largest global norm
-    training.ema_decay = None  # or of averaged parameters, which evaluation then uses
+    training.gradient_clip = placeholder(float)  # or the largest global norm
+    training.ema_decay = placeholder(float)  # or of averaged parameters, which evaluation then uses
 
     training.kl_warmup = 0.3  # part of training over which the KL's weight rises to 1
     training.kl_constant = 1e-4  # part of training before that
     training.kl_balance = "square"  # or sqrt, linear, equal: how groups are weighed until then
 
     training.regularization = 1e-2  # weight of the spectral and the batch-norm penalty
-    training.initial_regularization = None  # or where a geometric path to that weight starts
+    training.initial_regularization = placeholder(float)  # or where a geometric path to it starts
 
     # What is written, and every how many steps.
     training.log_interval = 100
@@ -73,6 +77,6 @@ def get_config() -> ConfigDict:
     training.picture_interval = 1000
     training.checkpoint_interval = 1000
     training.keep_checkpoints = 2
-    training.eval_batch_size = None  # None: batch_size
+    training.eval_batch_size = placeholder(int)  # None: batch_size
 
     return config

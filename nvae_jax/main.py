@@ -16,6 +16,9 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
+    "heartbeat_timeout", 60, "Seconds of silence after which a process counts as dead."
+)
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One process of many: find the others in the environment (TPU VM, SLURM)."
 )
@@ -30,7 +33,12 @@ def main(argv: list[str]) -> None:
     keep_freed_memory()
     keep_compiled_programs()
     if _DISTRIBUTED.value or _COORDINATOR.value:
-        connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        connect(
+            _COORDINATOR.value,
+            _NUM_PROCESSES.value,
+            _PROCESS_ID.value,
+            _HEARTBEAT_TIMEOUT.value,
+        )
     train(_CONFIG.value, str(_WORKDIR.value), preemption)
 
 

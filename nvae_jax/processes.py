@@ -20,11 +20,14 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
-HEARTBEAT_TIMEOUT = 60  # seconds of silence after which a process counts as dead
+VERDICT_TIMEOUT = 300  # seconds that a process with a failed step waits to be ended by the service
 
 
 def connect(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    heartbeat_timeout: int = 60,
 ) -> None:
     """Makes this process one of a multi-host run; to be called before any other use of JAX.
 
@@ -33,6 +36,7 @@ def connect(
         MPI, Kubernetes, or `JAX_COORDINATOR_ADDRESS`).
       num_processes: how many there are, else as the environment has it.
       process_id: which one this is, from 0, else as the environment has it.
+      heartbeat_timeout: seconds of silence after which a process counts as dead.
 
     Raises: ValueError if something is neither given nor found.
     """
@@ -40,7 +44,7 @@ def connect(
         raise ValueError(f"process_id is {process_id}; allowed: 0 to num_processes - 1")
     try:
         jax.distributed.initialize(
-            coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
+            coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_timeout
         )
     except ValueError as error:
         raise ValueError(
@@ -63,13 +67,13 @@ def naming_the_dead() -> Iterator[None]:
             traceback.print_exc()
             print(
                 f"process {jax.process_index()} of {jax.process_count()}: a step failed, probably "
-                "because another process died or lost its network; within "
-                f"{HEARTBEAT_TIMEOUT} seconds the coordination service names it below, by its "
-                "number (the leader or task 0 is process 0)",
+                "because another process died or lost its network. The coordination service names "
+                "it below, by its number (the leader is task 0), as soon as its silence is long "
+                "enough",
                 file=sys.stderr,
                 flush=True,
             )
-            time.sleep(1.5 * HEARTBEAT_TIMEOUT)
+            time.sleep(VERDICT_TIMEOUT)
         raise
 
 

@@ -7,6 +7,8 @@ import functools
 import math
 from typing import Literal, get_args, get_type_hints
 
+Remat = Literal["none", "cell", "group", "offload"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
@@ -97,7 +99,7 @@ class ModelConfig:
     # How it runs, not what it computes.
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; all else is float32
     # What the backward pass computes again; offload: per group, with the inputs in host memory.
-    remat: Literal["none", "cell", "group", "offload"] = "none"
+    remat: Remat = "none"
     unroll: bool | None = None  # groups without a loop; None: on CPU only
 
     def __post_init__(self):

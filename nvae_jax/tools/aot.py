@@ -1,0 +1,190 @@
+"""Does a run fit, and what will it move? Compiles the real train step for devices not at hand.
+
+Command: python -m nvae_jax.tools.aot --config configs/ffhq256.py --topology v5e:4x8 [--fit]
+
+`--topology` names a TPU slice, generation and chips; it takes `pip install libtpu`, not a TPU.
+Without it the step is compiled for the devices of this machine. `--fit` looks for the first way to
+fit the memory: with ever more computed again in the backward pass, then with the batch in ever more
+parts. `--json FILE` keeps the figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from jax.sharding import Mesh
+from ml_collections import config_flags
+
+from nvae_jax.config import from_mapping
+from nvae_jax.model.architecture import ModelConfig, Remat
+from nvae_jax.parallel import make_mesh
+from nvae_jax.tools.flops import count_flops
+from nvae_jax.tools.hlo import Traffic, traffic
+from nvae_jax.training.program import make_program
+from nvae_jax.training.settings import TrainingConfig
+
+GIB = 2**30
+# Memory of a device as JAX counts devices, from the makers' documentation.
+TPU_MEMORY = {"v2": 8, "v3": 16, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB
+# What `--fit` tries, in the order of what it costs in time.
+REMAT: tuple[Remat, ...] = ("none", "cell", "group")
+MOST_PARTS = 64
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "TPU slice such as v5e:4x8; this machine if none."
+)
+_FIT = flags.DEFINE_bool("fit", False, "Find the first remat and batch division that fit.")
+_JSON = flags.DEFINE_string("json", None, "File for the figures.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """One compilation; all figures are of one device and one update.
+
+    arguments, temporaries, peak: bytes. `peak` is of everything together: parameters, optimiser
+    state, batch, temporaries and what the program itself takes. flops: of convolutions and matrix
+    products, recomputation included, on average over devices. seconds: it took to compile.
+    """
+
+    devices: int
+    remat: str
+    accumulation_steps: int
+    batch_per_device: int
+    arguments: int
+    temporaries: int
+    peak: int
+    flops: float
+    traffic: Traffic
+    seconds: float
+
+    def __str__(self) -> str:
+        counts = self.traffic.collectives
+        moved = sum(self.traffic.collective_bytes.values())
+        collectives = ", ".join(f"{counts[name]} {name}" for name in sorted(counts)) or "none"
+        return (
+            f"remat {self.remat}, {self.batch_per_device} image(s) a device in "
+            f"{self.accumulation_steps} part(s)\n"
+            f"  memory       {self.peak / GIB:.2f} GiB: arguments {self.arguments / GIB:.2f}, "
+            f"temporaries {self.temporaries / GIB:.2f}\n"
+            f"  work         {self.flops / 1e12:.2f} TFLOP, {self.traffic.bytes / 1e9:.1f} GB of "
+            "memory traffic\n"
+            f"  collectives  {collectives}; {moved / 1e6:.1f} MB\n"
+            f"  compiled in  {self.seconds:.0f} s"
+        )
+
+
+def compile_step(config: ModelConfig, training: TrainingConfig, mesh: Mesh) -> Report:
+    """Compiles the update that `training.loop` runs, for the devices of `mesh`."""
+    if config.unroll is None:
+        # Its default asks for the platform at hand, not for the mesh's.
+        config = dataclasses.replace(config, unroll=mesh.devices.flat[0].platform == "cpu")
+    start = time.monotonic()
+    program = make_program(
+        config,
+        training,
+        steps_per_epoch=1000,  # a number in the schedule, nothing else
+        mesh=mesh,
+        binarize=config.likelihood == "bernoulli",
+        flip=True,
+    )
+    traced = program.update.trace(program.state, program.batch)
+    compiled = traced.lower().compile()
+    seconds = time.monotonic() - start
+    memory = compiled.memory_analysis()
+    return Report(
+        devices=mesh.size,
+        remat=config.remat,
+        accumulation_steps=training.accumulation_steps,
+        batch_per_device=training.batch_size // mesh.size,
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        peak=(
+            memory.argument_size_in_bytes
+            + memory.temp_size_in_bytes
+            + memory.output_size_in_bytes
+            - memory.alias_size_in_bytes
+            + memory.generated_code_size_in_bytes
+        ),
+        flops=count_flops(traced.jaxpr) / mesh.size,
+        traffic=traffic(compiled.as_text()),
+        seconds=seconds,
+    )
+
+
+def candidates(
+    config: ModelConfig, training: TrainingConfig, mesh: Mesh
+) -> Iterator[tuple[ModelConfig, TrainingConfig]]:
+    """What may fit, cheapest first: more computed again, then ever more parts of the batch."""
+    for remat in REMAT[REMAT.index(config.remat) if config.remat in REMAT else 0 :]:
+        yield dataclasses.replace(config, remat=remat), training
+    parts = training.accumulation_steps * 2
+    while parts <= MOST_PARTS and training.batch_size % (parts * mesh.size) == 0:
+        yield (
+            dataclasses.replace(config, remat=REMAT[-1]),
+            dataclasses.replace(training, accumulation_steps=parts),
+        )
+        parts *= 2
+
+
+def make_devices(topology: str | None) -> tuple[list[Any], float | None]:
+    """The devices of a slice, or of this machine, and the bytes of memory of each, if known.
+
+    Raises: ValueError for a slice that there is not, with what the compiler says.
+    """
+    if topology is None:
+        devices = jax.devices()
+        statistics = devices[0].memory_stats() or {}
+        return devices, statistics.get("bytes_limit")
+    from jax.experimental import topologies
+
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask
+    try:
+        slice_ = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    except Exception as error:
+        raise ValueError(
+            f"topology is {topology!r}; allowed: a TPU slice such as v5e:2x4 or v4:2x2x4, with "
+            f"libtpu installed ({error})"
+        ) from error
+    gib = TPU_MEMORY.get(topology.partition(":")[0])
+    return list(slice_.devices), None if gib is None else gib * GIB
+
+
+def main(argv: list[str]) -> None:
+    """Compiles what the flags say and prints what it takes."""
+    del argv
+    logging.set_verbosity(logging.ERROR)
+    config = from_mapping(ModelConfig, _CONFIG.value.model, "model")
+    training = from_mapping(TrainingConfig, _CONFIG.value.training, "training")
+    devices, limit = make_devices(_TOPOLOGY.value)
+    mesh = make_mesh(devices, training.parameter_shards)
+    where = _TOPOLOGY.value or devices[0].device_kind
+    known = "" if limit is None else f" of {limit / GIB:.0f} GiB"
+    print(f"{where}: {mesh.size} device(s){known}, {training.batch_size} images, {config.dtype}")
+    tried = candidates(config, training, mesh) if _FIT.value else [(config, training)]
+    reports = []
+    fits = False
+    for one, other in tried:
+        report = compile_step(one, other, mesh)
+        reports.append(report)
+        fits = limit is None or report.peak <= limit
+        print(f"{report}\n  {'fits' if fits else 'does not fit'}", flush=True)
+        if fits:
+            break
+    if _JSON.value:
+        with open(_JSON.value, "w") as file:
+            json.dump([dataclasses.asdict(report) for report in reports], file, indent=2)
+    if not fits:
+        raise SystemExit("it takes more devices, --fit, or training.parameter_shards")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config"])
+    app.run(main)

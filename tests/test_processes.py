@@ -1,0 +1,184 @@
+"""Runs as processes of their own: killed, asked to stop, several together, and started again."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+from tiny import RUN, STEPS, tiny_config
+
+from nvae_jax.parallel import make_mesh, state_sharding
+from nvae_jax.processes import connect
+from nvae_jax.training.loop import read_config
+from nvae_jax.training.program import make_program
+from nvae_jax.workdir import Workdir
+
+ROOT = Path(__file__).parent.parent
+
+
+class Runs:
+    """Starts runs of the tiny model that share compiled programs."""
+
+    def __init__(self, folder):
+        self._folder = folder
+
+    def start(self, name, devices=1, flags=()):
+        """One process on simulated devices, in the work directory `name`."""
+        settings = [f"--config.{field}={value}" for field, value in RUN.items()]
+        environment = {
+            "JAX_COMPILATION_CACHE_DIR": str(self._folder / "cache"),
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        }
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "nvae_jax.main", "--config=configs/digits.py"),
+                *(f"--workdir={self.path(name)}", *settings, *flags),
+            ],
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def start_pair(self, name):
+        """Two processes of two devices each."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            coordinator = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
+        together = [coordinator, "--num_processes=2", "--heartbeat_timeout=10"]
+        return [self.start(name, 2, [*together, f"--process_id={i}"]) for i in range(2)]
+
+    def path(self, name):
+        return self._folder / name
+
+    def wait_for_step(self, name, step, process):
+        """Returns as soon as the run has written down `step`."""
+        metrics = self.path(name) / "metrics.jsonl"
+        deadline = time.monotonic() + 300
+        while not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def final_arrays(self, name):
+        """The arrays of the last checkpoint by name, read without any code of the run."""
+        import orbax.checkpoint as ocp
+
+        path = self.path(name) / "checkpoints" / str(STEPS) / "state"
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            saved = checkpointer.metadata(path).item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+            tree = checkpointer.restore(path, restore_args=as_numpy)
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(key): np.asarray(leaf) for key, leaf in leaves}
+
+
+def finish(*processes):
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return Runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(runs):
+    """The last arrays of a run of one process and one device that was left alone."""
+    finish(runs.start("unbroken"))
+    return runs.final_arrays("unbroken")
+
+
+@pytest.fixture(scope="module")
+def unbroken_pair(runs):
+    """The last arrays of a run of two processes with two devices each, left alone."""
+    outputs = finish(*runs.start_pair("pair"))
+    assert "done, 10 steps" in outputs[0]
+    assert "step" not in outputs[1]  # only the first process speaks
+    return runs.final_arrays("pair")
+
+
+def test_killed_run_ends_as_if_it_had_not_been(runs, unbroken):
+    process = runs.start("killed")
+    runs.wait_for_step("killed", 6, process)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    (output,) = finish(runs.start("killed"))
+    assert "resumed after step" in output
+    chex.assert_trees_all_equal(runs.final_arrays("killed"), unbroken)
+    steps = [record["step"] for record in Workdir(runs.path("killed")).read_metrics()]
+    assert steps == sorted(steps)
+
+
+def test_run_that_is_asked_to_stop_saves_and_succeeds(runs, unbroken):
+    process = runs.start("asked")
+    time.sleep(3)  # it imports or compiles: there is nothing to save
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    process = runs.start("asked")
+    runs.wait_for_step("asked", 4, process)
+    process.send_signal(signal.SIGTERM)
+    (output,) = finish(process)
+    (step,) = re.findall(r"interrupted after step (\d+), saved", output)
+    assert 4 <= int(step) < STEPS
+    assert Workdir(runs.path("asked")).latest_step() == int(step)
+    (output,) = finish(runs.start("asked"))
+    assert f"resumed after step {step}" in output
+    chex.assert_trees_all_equal(runs.final_arrays("asked"), unbroken)
+
+
+def test_two_processes_train_what_one_does(unbroken, unbroken_pair):
+    moments = [name for name in unbroken if ".mu" in name or "'mu'" in name]
+    assert len(moments) > 50
+    ours, alone = (
+        np.concatenate([arrays[name].ravel() for name in moments])
+        for arrays in (unbroken_pair, unbroken)
+    )
+    # Rounding of sums in another order, grown over ten updates.
+    assert np.linalg.norm(ours - alone) < 0.02 * np.linalg.norm(alone)
+
+
+def test_process_whose_peer_dies_names_it_and_both_go_on_together(runs, unbroken_pair):
+    first, second = runs.start_pair("parted")
+    runs.wait_for_step("parted", 6, first)
+    second.send_signal(signal.SIGKILL)
+    start = time.monotonic()
+    output, _ = first.communicate(timeout=120)
+    assert time.monotonic() - start < 60
+    assert first.returncode != 0
+    assert re.search(r"unhealthy \(stopped sending heartbeats\):\s*1\n|task:1\b|task 1\b", output)
+    outputs = finish(*runs.start_pair("parted"))
+    assert "resumed after step" in outputs[0]
+    chex.assert_trees_all_equal(runs.final_arrays("parted"), unbroken_pair)
+
+
+@pytest.mark.parametrize(("devices", "shards"), [(1, 1), (8, 1), (8, 4)])
+def test_checkpoint_of_two_processes_is_restored_anywhere(runs, unbroken_pair, devices, shards):
+    model, dataset, training = read_config(tiny_config())
+    mesh = make_mesh(jax.devices()[:devices], shards)
+    program = make_program(model, training, 5, mesh, binarize=dataset.binarize, flip=dataset.flip)
+    state, _ = Workdir(runs.path("pair")).restore(program.state)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    assert shardings == state_sharding(mesh, state)
+    values = jax.tree_util.tree_leaves_with_path(state.params)
+    for path, value in values:
+        name = "['params']" + jax.tree_util.keystr(path)
+        np.testing.assert_array_equal(value, unbroken_pair[name])
+
+
+def test_process_number_out_of_range_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"^process_id is 2; allowed: 0 to num_processes - 1$"):
+        connect("127.0.0.1:1", num_processes=2, process_id=2)
