@@ -12,6 +12,10 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+class ConfigError(ValueError):
+    """A run's configuration is impossible, or is not that of its work directory."""
+
+
 def from_mapping(cls: type[T], mapping: Any, field: str) -> T:
     """Builds the dataclass ``cls`` from ``mapping``, checking every name and every type.
 

@@ -1,8 +1,16 @@
-"""The command line: `python -m nvae_jax.main --config configs/digits.py --workdir DIR`."""
+"""The command line: `python -m nvae_jax.main --config configs/digits.py --workdir DIR`.
+
+It exits with 0 when all is done, or when SIGTERM asked it to stop and the run was saved; with 2 if it
+refuses what it was asked for; and with another code if something went wrong.
+"""
+
+import sys
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from nvae_jax.config import ConfigError
 from nvae_jax.parallel import keep_compiled_programs, keep_freed_memory
 from nvae_jax.processes import Preemption, connect
 from nvae_jax.training.loop import train
@@ -16,32 +24,51 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
-_HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
-    "heartbeat_timeout", 60, "Seconds of silence after which a process counts as dead."
-)
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One process of many: find the others in the environment (TPU VM, SLURM)."
+)
+_HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
+    "heartbeat_timeout", 60, "Seconds of silence after which a process counts as dead."
 )
 
 
 def main(argv: list[str]) -> None:
     """Trains what the flags say."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    del argv
     preemption = Preemption()
     logging.set_verbosity(logging.WARNING)
     keep_freed_memory()
     keep_compiled_programs()
-    if _DISTRIBUTED.value or _COORDINATOR.value:
-        connect(
-            _COORDINATOR.value,
-            _NUM_PROCESSES.value,
-            _PROCESS_ID.value,
-            _HEARTBEAT_TIMEOUT.value,
-        )
-    train(_CONFIG.value, str(_WORKDIR.value), preemption)
+    try:
+        if _DISTRIBUTED.value or _COORDINATOR.value:
+            connect(
+                _COORDINATOR.value,
+                _NUM_PROCESSES.value,
+                _PROCESS_ID.value,
+                _HEARTBEAT_TIMEOUT.value,
+            )
+        train(_CONFIG.value, str(_WORKDIR.value), preemption)
+    except ConfigError as error:
+        _refuse(error)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise flags.Error(f"unexpected arguments: {' '.join(rest[1:])}")
+        return rest
+    except (flags.Error, AttributeError, KeyError, OSError, ValueError) as error:
+        _refuse(error)
+
+
+def _refuse(error: Exception) -> NoReturn:
+    # A KeyError's text is the quoted form of its message.
+    message = error.args[0] if isinstance(error, KeyError) else error
+    print(f"refused: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=_parse)

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
+from nvae_jax.config import ConfigError
+
 VERDICT_TIMEOUT = 300  # seconds that a process with a failed step waits to be ended by the service
 
 
@@ -38,16 +40,16 @@ def connect(
       process_id: which one this is, from 0, else as the environment has it.
       heartbeat_timeout: seconds of silence after which a process counts as dead.
 
-    Raises: ValueError if something is neither given nor found.
+    Raises: ConfigError if something is impossible, or neither given nor found.
     """
     if process_id is not None and not (num_processes and 0 <= process_id < num_processes):
-        raise ValueError(f"process_id is {process_id}; allowed: 0 to num_processes - 1")
+        raise ConfigError(f"process_id is {process_id}; allowed: 0 to num_processes - 1")
     try:
         jax.distributed.initialize(
             coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_timeout
         )
     except ValueError as error:
-        raise ValueError(
+        raise ConfigError(
             "no multi-host environment found; give coordinator (host:port of process 0), "
             f"num_processes and process_id ({error})"
         ) from error

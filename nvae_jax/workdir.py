@@ -6,6 +6,7 @@
 ``pictures/<name>.png``  grids of images
 ``log.txt``              what the run said, line by line
 ``metrics.jsonl``        what it measured, one JSON object a line
+``done.json``            the last validation; it is there once training has come to its end
 ======================== ======================================
 
 Every process of a multi-host run opens the same folder, on a shared file system, and makes the same
@@ -18,7 +19,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
 from typing import Any, SupportsFloat
 
 import jax
@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from numpy.typing import ArrayLike
 from PIL import Image
 
@@ -34,7 +35,7 @@ class Workdir:
     """One run's folder, created when it is first used.
 
     Args:
-      path: the folder.
+      path: the folder, also in a bucket (gs://bucket/run).
       max_to_keep: how many checkpoints to keep, always the latest ones.
 
     Raises:
@@ -44,7 +45,8 @@ class Workdir:
     def __init__(self, path: str | os.PathLike[str], max_to_keep: int = 3):
         if max_to_keep < 1:
             raise ValueError(f"max_to_keep is {max_to_keep}; allowed: 1 or more")
-        self.path = Path(path).absolute()
+        folder = epath.Path(path)
+        self.path: epath.Path = folder if _is_remote(folder) else folder.absolute()
         self._max_to_keep = max_to_keep
         self._manager: ocp.CheckpointManager | None = None
 
@@ -212,6 +214,10 @@ class Workdir:
                 continue  # A line that was being written when its process was killed.
         return records
 
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Writes ``done.json``: the run has come to its end, with ``record`` as its result."""
+        _write(self.path / "done.json", (json.dumps(record, indent=2) + "\n").encode())
+
     def truncate_metrics(self, step: int) -> None:
         """Drops the records after ``step``, so that a run resumed there writes none twice."""
         kept = [record for record in self.read_metrics() if record["step"] <= step]
@@ -281,7 +287,11 @@ def _kind(array: Any) -> str:
     return f"{array.dtype}{list(array.shape)}"
 
 
-def _write(path: Path, content: bytes) -> None:
+def _is_remote(path: epath.Path) -> bool:
+    return "://" in os.fspath(path)
+
+
+def _write(path: epath.Path, content: bytes) -> None:
     """Replaces a file as a whole, on the first process: no reader ever sees half of it."""
     if jax.process_index() != 0:
         return
@@ -291,12 +301,16 @@ def _write(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def _append(path: Path, line: str) -> None:
+def _append(path: epath.Path, line: str) -> None:
     """Appends a line, on the first process, clear of what a killed writer left of another."""
     if jax.process_index() != 0:
         return
+    if _is_remote(path):  # where there is no appending, nor a file half written
+        before = path.read_bytes() if path.exists() else b""
+        _write(path, before + line.encode() + b"\n")
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
+    with open(path, "a+b") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
             if file.read() != b"\n":

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nvae_jax.config import from_mapping
+from nvae_jax.config import ConfigError, from_mapping
 from nvae_jax.data.loader import steps_per_epoch, train_batches
 from nvae_jax.data.sources import Dataset, make_dataset
 from nvae_jax.evaluation.likelihood import make_validation
@@ -81,22 +81,24 @@ def train(
       if the run was preempted.
 
     Raises:
-      ValueError: the configuration is impossible, or not the one that `path` was started with.
+      ConfigError: the configuration is impossible, or not the one that `path` was started with.
       FloatingPointError: the loss is not finite any more; the checkpoints from before are kept.
     """
     start = time.monotonic()
-    model, dataset, training = read_config(config)
-    mesh = make_mesh(parameter_shards=training.parameter_shards)
-    eval_batch_size = training.eval_batch_size or training.batch_size
-    check_batch_size(mesh, eval_batch_size, "training.eval_batch_size")
-    epoch_steps = steps_per_epoch(dataset, training.batch_size)
+    try:
+        model, dataset, training = read_config(config)
+        mesh = make_mesh(parameter_shards=training.parameter_shards)
+        eval_batch_size = training.eval_batch_size or training.batch_size
+        check_batch_size(mesh, eval_batch_size, "training.eval_batch_size")
+        epoch_steps = steps_per_epoch(dataset, training.batch_size)
+        program = make_program(
+            model, training, epoch_steps, mesh, binarize=dataset.binarize, flip=dataset.flip
+        )
+        workdir = Workdir(path, max_to_keep=training.keep_checkpoints)
+        workdir.save_config(config, adjustable=ADJUSTABLE)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     total_steps = training.epochs * epoch_steps
-    program = make_program(
-        model, training, epoch_steps, mesh, binarize=dataset.binarize, flip=dataset.flip
-    )
-
-    workdir = Workdir(path, max_to_keep=training.keep_checkpoints)
-    workdir.save_config(config, adjustable=ADJUSTABLE)
     workdir.log(
         f"{dataset.name}: {total_steps:,} steps of {training.batch_size} images, {epoch_steps:,} "
         f"an epoch, on {mesh.size} {jax.default_backend()} device(s) of {jax.process_count()} "

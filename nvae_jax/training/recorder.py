@@ -93,6 +93,7 @@ class Recorder:
         curves = draw_curves(records, baseline, self._dataset.name)
         self._workdir.save_picture("curves", curves[None])
         self._close()
+        self._workdir.finish(last)
         self._workdir.log(
             f"done, {last['step']:,} steps\n"
             f"  validation NELBO    {self._in_both_units(last['validation/nelbo'])}\n"
