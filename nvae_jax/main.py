@@ -1,7 +1,7 @@
 """The command line: `python -m nvae_jax.main --config configs/digits.py --workdir DIR`.
 
-It exits with 0 when all is done, or when SIGTERM asked it to stop and the run was saved; with 2 if it
-refuses what it was asked for; and with another code if something went wrong.
+It exits with 0 when all is done, or when SIGTERM asked it to stop and the run was saved; with 2
+if it refuses what it was asked for; and with another code if something went wrong.
 """
 
 import sys
@@ -57,14 +57,17 @@ def _parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise flags.Error(f"unexpected arguments: {' '.join(rest[1:])}")
+        _CONFIG.value.keys()  # fails if the file could not be loaded
         return rest
     except (flags.Error, AttributeError, KeyError, OSError, ValueError) as error:
         _refuse(error)
 
 
 def _refuse(error: Exception) -> NoReturn:
-    # A KeyError's text is the quoted form of its message.
-    message = error.args[0] if isinstance(error, KeyError) else error
+    # ml_collections wraps errors in errors, and a KeyError's text is its message in quotes.
+    message: object = error
+    while isinstance(message, AttributeError | KeyError) and message.args:
+        message = message.args[0]
     print(f"refused: {message}", file=sys.stderr)
     sys.exit(2)
 
