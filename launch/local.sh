@@ -106,15 +106,18 @@ prefix() {
 
 pids=()
 forward() {
-  local pid
   if ((stopping)); then
     say "kills the run"
     kill_all
   else
     stopping=1
     say "lets the run save and stop; once more kills it"
-    for pid in ${pids[@]+"${pids[@]}"}; do kill -TERM "$pid" 2>/dev/null || true; done
+    ask_all
   fi
+}
+ask_all() {
+  local pid
+  for pid in ${pids[@]+"${pids[@]}"}; do kill -TERM "$pid" 2>/dev/null || true; done
 }
 # A process's group, because its data loader's workers would outlive it.
 kill_group() { kill -KILL -- "-$1" 2>/dev/null || true; }
@@ -125,7 +128,7 @@ kill_all() {
 
 # Starts every process, and waits for all. Returns the exit code of the first that failed, or 0.
 start_run() {
-  local i status result=0 deadline=0 at=${port:-$(free_port)}
+  local i status result=0 deadline='' at=${port:-$(free_port)}
   set -m # a group of its own for each process, so that Ctrl-C reaches this script alone
   for ((i = 0; i < processes; i++)); do
     command_of "$i" "$at"
@@ -145,6 +148,7 @@ start_run() {
     fi
   done
   set +m
+  if ((stopping)); then ask_all; fi # the signal came before all were there
   if ((dry_run && processes > 1)); then echo wait; fi
   while ((${#pids[@]})); do
     for i in "${!pids[@]}"; do
@@ -161,7 +165,7 @@ start_run() {
         fi
       fi
     done
-    if ((deadline && SECONDS >= deadline)); then kill_all; fi
+    if [[ $deadline ]] && ((SECONDS >= deadline)); then kill_all; fi
     if ((${#pids[@]})); then sleep 0.2 || true; fi
   done
   return "$result"
