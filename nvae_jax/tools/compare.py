@@ -1,7 +1,6 @@
 """Validation curves of several runs in one picture, and their last values as a table.
 
-Command: python -m nvae_jax.tools.compare float32=runs/f32_0,runs/f32_1 bfloat16=runs/bf16_0 \\
-    --output compare.png
+Command: python -m nvae_jax.tools.compare old=runs/a,runs/b new=runs/c --output compare.png
 
 Each argument is a label and the work directories of runs that differ in their seed alone: a line is
 their mean, and the shade behind it reaches from the lowest to the highest.
