@@ -15,14 +15,17 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from nvae_jax.config import ConfigError
 
-VERDICT_TIMEOUT = 300  # seconds that a process with a failed step waits to be ended by the service
+COMPILATION_TIMEOUT = 7200  # seconds that processes wait for the slowest compiler
+VERDICT_TIMEOUT = 120  # seconds that a process with a failed step waits to be ended by the service
 
 
 def connect(
@@ -53,6 +56,32 @@ def connect(
             "no multi-host environment found; give coordinator (host:port of process 0), "
             f"num_processes and process_id ({error})"
         ) from error
+
+
+def compiled_together(function: Any, name: str) -> Callable[..., Any]:
+    """A jitted function whose first call waits until all processes have compiled it.
+
+    A collective operation gives up when a process comes too late for it, on CPU after 30 seconds,
+    and compilation can take longer than that on one process and no time on another, which finds the
+    program in its cache. All calls must be with the same shapes.
+
+    Args:
+      function: of `jax.jit`.
+      name: of the function, another one for every function of a run.
+    """
+    if jax.process_count() == 1:
+        return function
+    compiled: Any = None
+
+    def call(*args: Any) -> Any:
+        nonlocal compiled
+        if compiled is None:
+            compiled = function.lower(*args).compile()
+            wait_for_all = ocp.multihost.get_barrier_sync_fn()
+            wait_for_all(key=f"compiled {name}", timeout_ms=COMPILATION_TIMEOUT * 1000)
+        return compiled(*args)
+
+    return call
 
 
 @contextlib.contextmanager

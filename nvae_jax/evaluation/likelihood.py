@@ -18,6 +18,7 @@ from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.distributions import log_likelihood
 from nvae_jax.model.nvae import NVAE
 from nvae_jax.parallel import batch_sharding, replicated, shard_batch
+from nvae_jax.processes import compiled_together
 
 
 def make_validation(
@@ -56,7 +57,9 @@ def make_validation(
         }
 
     shardings = (None, batch_sharding(mesh), None)
-    sums = jax.jit(sums, in_shardings=shardings, out_shardings=replicated(mesh))
+    sums = compiled_together(
+        jax.jit(sums, in_shardings=shardings, out_shardings=replicated(mesh)), "validation"
+    )
 
     def validate(variables: Any) -> dict[str, np.ndarray]:
         batches = eval_batches(dataset.test, batch_size, jax.process_index(), jax.process_count())

@@ -17,7 +17,7 @@ from nvae_jax.evaluation.likelihood import make_validation
 from nvae_jax.evaluation.pictures import make_pictures
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.parallel import check_batch_size, make_mesh, replicated, shard_batch
-from nvae_jax.processes import Preemption, naming_the_dead
+from nvae_jax.processes import Preemption, compiled_together, naming_the_dead
 from nvae_jax.training.program import Program, make_program
 from nvae_jax.training.recorder import Recorder
 from nvae_jax.training.settings import TrainingConfig
@@ -118,11 +118,12 @@ def train(
         validate=make_validation(model, dataset, eval_batch_size, mesh),
         draw=lambda variables: draw(jax.device_put(variables, replicated(mesh))),
     )
+    update = compiled_together(program.update, "update")
     batches = _batches(dataset, training, step)
     first = step
     with naming_the_dead():
         for batch in itertools.islice(batches, total_steps - first):
-            state, metrics = program.update(state, shard_batch(mesh, batch))
+            state, metrics = update(state, shard_batch(mesh, batch))
             step += 1
             if step == first + 1:
                 jax.block_until_ready(metrics)
@@ -146,7 +147,8 @@ def start_or_resume(
         workdir.log(f"resumed after step {latest:,}")
         return state
     batches = _batches(dataset, training, 0)
-    state = program.init(shard_batch(mesh, next(batches)))
+    init = compiled_together(program.init, "init")
+    state = init(shard_batch(mesh, next(batches)))
     batches.close()
     count = sum(x.size for x in jax.tree.leaves(state.params))
     workdir.log(f"a new model of {count:,} parameters")
