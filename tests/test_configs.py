@@ -8,6 +8,7 @@ import pytest
 
 import configs
 from nvae_jax.config import from_mapping
+from nvae_jax.data.loader import LoadingConfig
 from nvae_jax.model import ModelConfig, variable_shapes
 from nvae_jax.training.loop import read_config
 from nvae_jax.training.settings import TrainingConfig
@@ -31,7 +32,11 @@ def load(name):
 
 def test_default_lists_every_field_with_its_default():
     config = load("default")
-    for cls, section in ((ModelConfig, config.model), (TrainingConfig, config.training)):
+    for cls, section in (
+        (ModelConfig, config.model),
+        (LoadingConfig, config.loading),
+        (TrainingConfig, config.training),
+    ):
         fields = {field.name: field.default for field in dataclasses.fields(cls)}
         assert set(section) == set(fields)
         for name, default in fields.items():
