@@ -72,7 +72,7 @@ def test_what_is_bundled_needs_no_preparation():
         ("imagenet32", r"train_32x32.tar\n(.*\n)*image-net.org no longer offers"),
         (
             "ffhq256",
-            r"lacks 70000 of 70000 images, 00000.png among(.*\n)*.*in .*manual(.*\n)*.*90",
+            r"ffhq/, a folder (.*\n)*.*in .*downloads/manual\n.*90 GB",
         ),
         ("lsun", r"tower_train_lmdb.zip\n +as .*\n +http.*tower_val_lmdb.zip"),
     ],
@@ -153,6 +153,12 @@ def test_other_files_than_the_published_ones_are_refused(tmp_path):
     with pytest.raises(ValueError, match="has wrong checksum"):
         stored.prepare_quietly(tmp_path, "cifar10")
     assert_nothing_whole(tmp_path, "*")
+
+
+def test_missing_ffhq_images_are_counted(tmp_path):
+    stored.write_ffhq(stored.manual_dir(tmp_path))
+    with pytest.raises(ValueError, match=r"lacks 69990 of 70000 images, 00010.png among them"):
+        stored.prepare_quietly(tmp_path, "ffhq256")
 
 
 def test_torn_ffhq_image_is_named(tmp_path):

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}  # what an image of so many channels is to Pillow
 
@@ -34,8 +34,8 @@ class ImageReader:
 
     def __call__(self, file: bytes | str | os.PathLike[str]) -> np.ndarray:
         """The image that `file` is, encoded, or names."""
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            image = convert(image, self.channels)
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as encoded:
+            image = convert(encoded, self.channels)
         if self.geometry is not None:
             image = self.geometry(image)
         return add_border(np.asarray(image).reshape(*image.size[::-1], -1), self.border)
@@ -51,7 +51,7 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
       ValueError: levels without a known range, which floating-point images have.
     """
     image.load()
-    if ImageOps.exif_transpose is not None and image.getexif().get(0x0112, 1) != 1:
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("floating-point levels have no known range")

@@ -139,7 +139,7 @@ def _torch(source: Source, kind: Kind, num_workers: int) -> Any:
     except ImportError:
         return None
     loader: Any = DataLoader(
-        source,  # type: ignore[arg-type]
+        source,
         batch_size=kind.batch_size,
         shuffle=True,
         drop_last=True,
