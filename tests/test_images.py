@@ -50,9 +50,8 @@ def test_grey_becomes_three_equal_channels_and_colour_luma(photo):
     np.testing.assert_allclose(luma[..., 0], photo @ [0.299, 0.587, 0.114], atol=0.51)
 
 
-@pytest.mark.parametrize("dtype", [np.uint16])
-def test_sixteen_bits_keep_their_upper_eight(photo, dtype):
-    levels = photo[..., 0].astype(dtype) * 256 + 255
+def test_sixteen_bits_keep_their_upper_eight(photo):
+    levels = photo[..., 0].astype(np.uint16) * 256 + 255
     for image_format in ("png", "tiff"):
         image = ImageReader(1)(saved(Image.fromarray(levels), image_format))
         np.testing.assert_array_equal(image[..., 0], photo[..., 0])
@@ -92,6 +91,12 @@ def test_cameras_orientation_is_obeyed(photo):
 def test_levels_without_a_range_are_refused():
     image = Image.fromarray(np.zeros((3, 3), np.float32))
     with pytest.raises(ValueError, match="floating-point levels"):
+        ImageReader()(saved(image, "tiff"))
+
+
+def test_more_than_sixteen_bits_are_refused():
+    image = Image.fromarray(np.full((3, 3), 2**16, np.int32))
+    with pytest.raises(ValueError, match="more than 16 bits"):
         ImageReader()(saved(image, "tiff"))
 
 

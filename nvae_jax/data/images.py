@@ -48,7 +48,7 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
     channel for it, and a camera's note of its orientation is obeyed.
 
     Raises:
-      ValueError: levels without a known range, which floating-point images have.
+      ValueError: levels without a known range, or of more than 16 bits.
     """
     image.load()
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
@@ -56,7 +56,10 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point levels have no known range")
     if image.mode.startswith("I"):  # Pillow's own conversion clips 16 bits at 255.
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+        levels = np.asarray(image)
+        if levels.min() < 0 or levels.max() >= 2**16:
+            raise ValueError("levels of more than 16 bits")
+        image = Image.fromarray((levels >> 8).astype(np.uint8))
     mode = CHANNELS[channels]
     if image.mode != mode and channels != 4 and image.has_transparency_data:
         image = image.convert("RGBA")

@@ -13,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from nvae_jax.config import ConfigError
 from nvae_jax.data.download import fetch
 from nvae_jax.data.sources import Dataset, make_dataset
 from nvae_jax.data.sources.tfds import data_folder, find_builder
@@ -127,17 +128,20 @@ def prepare(config: ConfigDict) -> Dataset:
     Returns: the dataset.
 
     Raises:
-      ValueError: an option that is not allowed, a file that has to be fetched by hand, or one that
+      ConfigError: an option that is not allowed, a file that has to be fetched by hand, or one that
         is not what it should be. The message says what to do.
       OSError: no space on the disk, or the network does not answer.
     """
     options = dict(config.data)
     name = options.pop("name")
-    recipe = _recipe(name, options)
-    if recipe is not None and not options.get("lmdb"):
-        _build(recipe, options.get("data_dir"))
-    dataset = make_dataset(name, **options)
-    dataset.train[0], dataset.test[0]
+    try:
+        recipe = _recipe(name, options)
+        if recipe is not None and not options.get("lmdb"):
+            _build(recipe, options.get("data_dir"))
+        dataset = make_dataset(name, **options)
+        dataset.train[0], dataset.test[0]
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     print(
         f"{dataset.name} is ready: {len(dataset.train):,} images to train, {len(dataset.test):,} "
         f"to test, {'x'.join(map(str, dataset.image_shape))}"
