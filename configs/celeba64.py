@@ -1,17 +1,21 @@
-"""CelebA at 64×64 as in the paper (appendix A, table 6): 2.03 bits/dim.
+"""CelebA at 64×64 as in the paper (appendix A, table 6).
 
-Command: python -m nvae_jax.main --config configs/celeba64.py --workdir runs/celeba64
+Data: python -m nvae_jax.main --config configs/celeba64.py --mode prepare
+Command: python -m nvae_jax.main --config configs/celeba64.py --workdir DIR
+Hardware and time: the paper's 8 V100s, 92 hours; a batch of 128 on any number of devices.
+Result: 2.03 bits/dim in the paper.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs import default
 
 
 def get_config() -> ConfigDict:
-    """35 groups over 3 scales; the paper used 8 V100s for 92 hours."""
+    """35 groups over 3 scales."""
     config = default.get_config()
-    config.data.update(name="celeba64")
+    config.data.update(name="celeba64", data_dir=placeholder(str), lmdb=placeholder(str))
     config.model.update(
         image_shape=(64, 64, 3),
         num_scales=3,

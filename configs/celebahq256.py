@@ -1,17 +1,21 @@
-"""CelebA-HQ at 256×256 and 5 bits as in the paper (appendix A, table 6): 0.70 bits/dim.
+"""CelebA-HQ at 256×256 and 5 bits as in the paper (appendix A, table 6).
 
-Command: python -m nvae_jax.main --config configs/celebahq256.py --workdir runs/celebahq256
+Data: python -m nvae_jax.main --config configs/celebahq256.py --mode prepare
+Command: python -m nvae_jax.main --config configs/celebahq256.py --workdir DIR
+Hardware and time: the paper's 24 V100s, 94 hours; a batch of 96 on any number of devices.
+Result: 0.70 bits/dim in the paper.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs import default
 
 
 def get_config() -> ConfigDict:
-    """36 groups over 5 scales; the paper used 24 V100s for 94 hours."""
+    """36 groups over 5 scales."""
     config = default.get_config()
-    config.data.update(name="celebahq256")
+    config.data.update(name="celebahq256", data_dir=placeholder(str), lmdb=placeholder(str))
     config.model.update(
         image_shape=(256, 256, 3),
         num_bits=5,

@@ -1,17 +1,21 @@
-"""CIFAR-10 as in the paper (appendix A, table 6): 2.91 bits/dim.
+"""CIFAR-10 as in the paper (appendix A, table 6).
 
-Command: python -m nvae_jax.main --config configs/cifar10.py --workdir runs/cifar10
+Data: python -m nvae_jax.main --config configs/cifar10.py --mode prepare
+Command: python -m nvae_jax.main --config configs/cifar10.py --workdir DIR
+Hardware and time: the paper's 8 V100s, 55 hours; a batch of 256 on any number of devices.
+Result: 2.91 bits/dim in the paper.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs import default
 
 
 def get_config() -> ConfigDict:
-    """30 groups at one scale; the paper used 8 V100s for 55 hours."""
+    """30 groups at one scale."""
     config = default.get_config()
-    config.data.update(name="cifar10")
+    config.data.update(name="cifar10", data_dir=placeholder(str))
     config.model.update(
         num_groups=30,
         encoder_channels=128,

@@ -45,9 +45,14 @@ def get_config() -> ConfigDict:
     model.remat = "none"  # or cell, group, offload: what the backward pass computes again
     model.unroll = placeholder(bool)  # groups of a scale without a loop; None: on CPU only
 
-    # The images; other fields are options of the dataset, see nvae_jax/data/sources.py.
+    # The images; other fields are options of the dataset, see docs/data.md.
     config.data = ConfigDict()
     config.data.name = "photos"
+
+    # How they are read; what is read does not depend on it.
+    config.loading = loading = ConfigDict()
+    loading.num_workers = 0  # processes that read; 0: threads of the training process
+    loading.prefetch = 2  # batches kept ready (by each worker), every one read by a thread
 
     # The optimisation.
     config.training = training = ConfigDict()

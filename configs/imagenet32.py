@@ -1,17 +1,21 @@
-"""ImageNet at 32×32 as in the paper (appendix A, table 6): 3.92 bits/dim.
+"""ImageNet at 32×32 as in the paper (appendix A, table 6).
 
-Command: python -m nvae_jax.main --config configs/imagenet32.py --workdir runs/imagenet32
+Data: python -m nvae_jax.main --config configs/imagenet32.py --mode prepare
+Command: python -m nvae_jax.main --config configs/imagenet32.py --workdir DIR
+Hardware and time: the paper's 24 V100s, 70 hours; a batch of 576 on any number of devices.
+Result: 3.92 bits/dim in the paper.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs import default
 
 
 def get_config() -> ConfigDict:
-    """28 groups at one scale; the paper used 24 V100s for 70 hours."""
+    """28 groups at one scale."""
     config = default.get_config()
-    config.data.update(name="imagenet32")
+    config.data.update(name="imagenet32", data_dir=placeholder(str), lmdb=placeholder(str))
     config.model.update(
         num_groups=28,
         encoder_channels=192,

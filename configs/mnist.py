@@ -1,17 +1,21 @@
-"""MNIST as in the paper (appendix A, table 6): 78.01 nats.
+"""MNIST as in the paper (appendix A, table 6).
 
-Command: python -m nvae_jax.main --config configs/mnist.py --workdir runs/mnist
+Data: python -m nvae_jax.main --config configs/mnist.py --mode prepare
+Command: python -m nvae_jax.main --config configs/mnist.py --workdir DIR
+Hardware and time: the paper's 2 V100s, 21 hours; a batch of 400 on any number of devices.
+Result: 78.01 nats in the paper (importance-weighted).
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs import default
 
 
 def get_config() -> ConfigDict:
-    """15 groups over 2 scales; the paper used 2 V100s for 21 hours."""
+    """15 groups over 2 scales."""
     config = default.get_config()
-    config.data.update(name="mnist")
+    config.data.update(name="mnist", data_dir=placeholder(str))
     config.model.update(
         image_shape=(32, 32, 1),
         likelihood="bernoulli",

@@ -1,5 +1,7 @@
 """The command line: `python -m nvae_jax.main --config configs/digits.py --workdir DIR`.
 
+`--mode prepare` brings the configuration's dataset onto this machine and does not train.
+
 It exits with 0 when all is done, or when SIGTERM asked it to stop and the run was saved; with 2
 if it refuses what it was asked for; and with another code if something went wrong.
 """
@@ -11,6 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from nvae_jax.config import ConfigError
+from nvae_jax.data.prepare import prepare
 from nvae_jax.parallel import keep_compiled_programs, keep_freed_memory
 from nvae_jax.processes import Preemption, connect
 from nvae_jax.training.loop import train
@@ -19,6 +22,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "What to train; single fields as --config.training.seed=1.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: new, or one to go on with.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "prepare"], "What to do.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "One process of many: host:port of the first."
 )
@@ -33,13 +37,16 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
 
 
 def main(argv: list[str]) -> None:
-    """Trains what the flags say."""
+    """Does what the flags say."""
     del argv
     preemption = Preemption()
     logging.set_verbosity(logging.WARNING)
     keep_freed_memory()
     keep_compiled_programs()
     try:
+        if _MODE.value == "prepare":
+            prepare(_CONFIG.value)
+            return
         if _DISTRIBUTED.value or _COORDINATOR.value:
             connect(
                 _COORDINATOR.value,
@@ -73,5 +80,10 @@ def _refuse(error: Exception) -> NoReturn:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
+    flags.register_multi_flags_validator(
+        ["mode", "workdir"],
+        lambda values: values["mode"] == "prepare" or values["workdir"],
+        "--workdir is needed",
+    )
     app.run(main, flags_parser=_parse)

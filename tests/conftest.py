@@ -7,3 +7,27 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 )
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A folder of prepared datasets and, by name, what they were made of; see tests/stored.py."""
+    import stored
+
+    folder = tmp_path_factory.mktemp("prepared")
+    made = {
+        "mnist": stored.write_mnist(folder),
+        "omniglot": stored.prepare_omniglot(folder),
+        "cifar10": stored.write_cifar10(folder),
+        "imagenet32": stored.write_imagenet(folder, 32),
+        "imagenet64": stored.write_imagenet(folder, 64),
+        "celeba64": stored.write_celeba(folder),
+        "celebahq256": stored.prepare_celebahq(folder),
+        "ffhq256": stored.prepare_ffhq(folder),
+        "bedroom": stored.prepare_lsun(folder, "bedroom"),
+        "church_outdoor": stored.prepare_lsun(folder, "church_outdoor"),
+        "tower": stored.prepare_lsun(folder, "tower"),
+    }
+    return folder, made

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import importlib
 import math
 import pkgutil
@@ -8,6 +9,7 @@ import pytest
 
 import configs
 from nvae_jax.config import from_mapping
+from nvae_jax.data.loader import LoadingConfig
 from nvae_jax.model import ModelConfig, variable_shapes
 from nvae_jax.training.loop import read_config
 from nvae_jax.training.settings import TrainingConfig
@@ -25,13 +27,23 @@ PAPER = {
 }
 
 
+@functools.cache  # many configurations share a model
+def count_parameters(model):
+    parameters = variable_shapes(model)["params"]
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameters))
+
+
 def load(name):
     return importlib.import_module(f"configs.{name}").get_config()
 
 
 def test_default_lists_every_field_with_its_default():
     config = load("default")
-    for cls, section in ((ModelConfig, config.model), (TrainingConfig, config.training)):
+    for cls, section in (
+        (ModelConfig, config.model),
+        (LoadingConfig, config.loading),
+        (TrainingConfig, config.training),
+    ):
         fields = {field.name: field.default for field in dataclasses.fields(cls)}
         assert set(section) == set(fields)
         for name, default in fields.items():
@@ -44,8 +56,7 @@ def test_config_is_valid_and_its_model_has_a_shape(name):
     config = load(name)
     model = from_mapping(ModelConfig, config.model, "model")
     from_mapping(TrainingConfig, config.training, "training")
-    parameters = variable_shapes(model)["params"]
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameters))
+    count = count_parameters(dataclasses.replace(model, dtype="float32", remat="none"))
     assert count == PAPER.get(name, count)
     assert (
         f"--config configs/{name}.py" in (importlib.import_module(f"configs.{name}").__doc__ or "")

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import functools
+import inspect
 import json
 import os
 import sys
@@ -16,6 +17,8 @@ from official_models import ARGS, exported
 
 from configs import ffhq256
 from nvae_jax.config import from_mapping
+from nvae_jax.data.sources import DATASETS
+from nvae_jax.interop import official
 from nvae_jax.interop.checkpoint import read_checkpoint
 from nvae_jax.interop.layout import model_entries
 from nvae_jax.interop.official import config_from_args, import_state_dict
@@ -294,3 +297,10 @@ def test_a_run_is_never_overwritten(golden, tmp_path, monkeypatch, capsys):
         run(monkeypatch, path, target)
     assert "holds checkpoints already" in capsys.readouterr().err
     assert json.loads((target / "config.json").read_text()) == before
+
+
+def test_every_official_dataset_is_one_of_ours():
+    for name in official._DATASETS:
+        options = dict(import_official._DATASETS.get(name, {"name": name}))
+        parameters = inspect.signature(DATASETS[options.pop("name")]).parameters
+        assert set(options) <= set(parameters), name

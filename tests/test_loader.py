@@ -2,11 +2,14 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from nvae_jax.data.loader import eval_batches, steps_per_epoch, train_batches
+from nvae_jax.data.loader import LoadingConfig, eval_batches, steps_per_epoch, train_batches
 from nvae_jax.data.sources import Dataset
+from nvae_jax.data.sources.base import Decoded
 
-NUMBER, BATCH, STEPS = 10, 4, 2  # an epoch is 2 batches; 2 examples are left out of each
+NUMBER, BATCH = 10, 4  # an epoch is two batches and a half
 
 
 def make_images(number):
@@ -35,29 +38,62 @@ def assert_equal_streams(actual, expected):
 
 
 def epochs_of(dataset, number, **kwargs):
-    """The order of examples in each of the first epochs, (number, STEPS * BATCH)."""
-    batches = take(train_batches(dataset, BATCH, **kwargs), number * STEPS)
-    return np.concatenate([batch["index"] for batch in batches]).reshape(number, -1)
+    """The order of examples in each of the first epochs, (number, NUMBER)."""
+    steps = -(-number * NUMBER // BATCH)
+    batches = take(train_batches(dataset, BATCH, **kwargs), steps)
+    index = np.concatenate([batch["index"] for batch in batches])
+    return index[: number * NUMBER].reshape(number, NUMBER)
 
 
 def test_batches_have_the_documented_shapes_and_contents(dataset):
-    assert steps_per_epoch(dataset, BATCH) == STEPS
-    for step, batch in enumerate(take(train_batches(dataset, BATCH, seed=0), 3 * STEPS)):
+    assert steps_per_epoch(dataset, BATCH) == 2
+    for step, batch in enumerate(take(train_batches(dataset, BATCH, seed=0), 6)):
         assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
             "image": ((BATCH, 3, 2, 3), np.uint8),
             "index": ((BATCH,), np.int32),
             "epoch": ((BATCH,), np.int32),
         }
-        np.testing.assert_array_equal(batch["epoch"], step // STEPS)
+        places = np.arange(step * BATCH, (step + 1) * BATCH)
+        np.testing.assert_array_equal(batch["epoch"], places // NUMBER)
         np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["index"])
 
 
-def test_each_epoch_is_a_permutation_without_its_tail(dataset):
+def test_each_epoch_is_a_permutation(dataset):
     epochs = epochs_of(dataset, 50, seed=0)
-    for order in epochs:
-        assert len(set(order)) == STEPS * BATCH
-    assert set(epochs.flat) == set(range(NUMBER))
+    np.testing.assert_array_equal(np.sort(epochs), np.arange(NUMBER) + np.zeros((50, 1)))
     assert len({tuple(order) for order in epochs}) == 50
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    number=st.integers(1, 23),
+    local_batches=st.integers(1, 3),
+    stops=st.lists(st.tuples(st.integers(1, 5), st.sampled_from([1, 2, 3, 6])), min_size=1),
+    seed=st.integers(0, 2**32),
+)
+def test_interrupted_epochs_have_every_example_exactly_once(number, local_batches, stops, seed):
+    # Runs of some steps each, every one with another number of processes, one after the other.
+    batch_size = 6 * local_batches
+    number += batch_size
+    images = np.zeros((number, 1, 1, 1), np.uint8)
+    dataset = Dataset("counted", (1, 1, 1), train=images, test=images)
+    seen, step = [], 0
+    while len(seen) < 2 * number:
+        for steps, processes in stops:
+            options = {"loading": LoadingConfig(prefetch=1), "process_count": processes}
+            parts = [
+                train_batches(dataset, batch_size, seed, step, process_index=p, **options)
+                for p in range(processes)
+            ]
+            for _ in range(steps):
+                for part in map(next, parts):
+                    seen += zip(part["epoch"].tolist(), part["index"].tolist(), strict=True)
+            for part in parts:
+                part.close()
+            step += steps
+    for epoch in range(len(seen) // number):
+        examples = seen[epoch * number : (epoch + 1) * number]
+        assert sorted(examples) == [(epoch, i) for i in range(number)]
 
 
 def test_every_place_is_equally_likely(dataset):
@@ -106,14 +142,16 @@ def test_starting_late_reads_no_more_than_starting_early(dataset):
             return make_images(NUMBER)[index]
 
     counting = Dataset("counted", (6, 5, 3), train=CountingSource(), test=dataset.test)
-    iterator = train_batches(counting, BATCH, 0, start_step=10**9, prefetch=1)
-    np.testing.assert_array_equal(next(iterator)["epoch"], 10**9 // STEPS)
+    iterator = train_batches(
+        counting, BATCH, 0, start_step=10**9, loading=LoadingConfig(prefetch=1)
+    )
+    np.testing.assert_array_equal(next(iterator)["epoch"], 10**9 * BATCH // NUMBER)
     iterator.close()
     assert CountingSource.reads <= 3 * BATCH
 
 
 def test_worker_processes_change_nothing(dataset):
-    iterator = train_batches(dataset, BATCH, 5, start_step=3, num_workers=2)
+    iterator = train_batches(dataset, BATCH, 5, start_step=3, loading=LoadingConfig(num_workers=2))
     with_workers = take(iterator, 7)
     iterator.close()
     assert_equal_streams(with_workers, take(train_batches(dataset, BATCH, seed=5), 10)[3:])
@@ -170,3 +208,40 @@ def test_evaluation_keeps_the_order():
     batches = eval_batches(make_images(NUMBER), BATCH)
     index = np.concatenate([batch["index"][batch["mask"] == 1] for batch in batches])
     np.testing.assert_array_equal(index, np.arange(NUMBER))
+
+
+def test_put_is_applied_to_every_batch_in_order(dataset):
+    put = train_batches(dataset, BATCH, seed=0, put=lambda batch: batch["index"] + 100)
+    plain = take(train_batches(dataset, BATCH, seed=0), 5)
+    for actual, expected in zip(take(put, 5), plain, strict=True):
+        np.testing.assert_array_equal(actual, expected["index"] + 100)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_cannot_be_read_is_an_error_of_the_iterator(dataset, num_workers):
+    records = Broken()
+    broken = Dataset("broken", (1, 1, 1), train=Decoded(records, np.asarray), test=dataset.test)
+    batches = train_batches(broken, 3, seed=0, loading=LoadingConfig(num_workers=num_workers))
+    # Grain's workers hand on the message, but not the type.
+    with pytest.raises(Exception, match="photograph 2 cannot be read: it is torn"):
+        take(batches, 2)
+    batches.close()
+
+
+class Broken:
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        if index == 2:
+            raise OSError("it is torn")
+        return np.zeros((1, 1, 1), np.uint8)
+
+    def describe(self, index):
+        return f"photograph {index}"
+
+
+@pytest.mark.parametrize(("field", "value"), [("num_workers", -1), ("prefetch", 0)])
+def test_impossible_loading_is_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=f"loading.{field} is {value}; allowed: "):
+        LoadingConfig(**{field: value})

@@ -5,9 +5,11 @@ step is the position. Batches do not depend on the number of threads or worker p
 processes of a multi-host run each read their own contiguous share of the same global batch.
 """
 
+import dataclasses
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import grain
 import numpy as np
@@ -20,8 +22,28 @@ Batch = dict[str, np.ndarray]
 _ORDER, _CROP = 0, 1  # what a random stream is for, so that no two are the same
 
 
+@dataclasses.dataclass(frozen=True)
+class LoadingConfig:
+    """How batches are read; what is in them does not depend on it.
+
+    Raises `ValueError`, naming the field, when a value is impossible.
+    """
+
+    num_workers: int = 0  # processes that read; 0: threads of the training process read
+    prefetch: int = 2  # batches kept ready (by each worker), every one read by a thread of its own
+
+    def __post_init__(self):
+        for name, least in (("num_workers", 0), ("prefetch", 1)):
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f"loading.{name} is {value!r}; allowed: {least} or more")
+
+
 def steps_per_epoch(dataset: Dataset, batch_size: int) -> int:
-    """Whole batches in one pass over the training split; the last partial one is dropped.
+    """Whole batches in one pass over the training split: what schedules count as an epoch.
+
+    The stream of examples drops none: where `batch_size` does not divide their number, the rest of
+    a pass begins the next batch, and so passes grow longer than schedules' epochs by that rest.
 
     Args:
       dataset: the dataset.
@@ -44,26 +66,27 @@ def train_batches(
     seed: int,
     start_step: int = 0,
     *,
-    num_workers: int = 0,
-    prefetch: int = 2,
+    loading: LoadingConfig = LoadingConfig(),
     process_index: int = 0,
     process_count: int = 1,
+    put: Callable[[Batch], Any] | None = None,
 ) -> grain.DatasetIterator:
     """Shuffled training batches without end, from batch `start_step` of the stream on.
 
-    Each epoch is a new permutation of the training split, cut to whole batches, so a batch never
-    holds two epochs. Starting at any step takes the same time.
+    The stream of examples goes through one permutation of the training split after the other, so
+    that each epoch has every example exactly once; a batch may hold the end of one epoch and the
+    start of the next. Starting at any step takes the same time.
 
     Args:
-      dataset: the dataset; it has to be picklable where `num_workers` > 0.
+      dataset: the dataset; it has to be picklable where there are workers.
       batch_size: images in a global batch.
       seed: of the order and of the random crops, >= 0.
       start_step: batches of the stream to leave out, >= 0.
-      num_workers: processes that read; 0 reads in threads of this process. The main module of a
-        program that uses workers must be importable (`if __name__ == "__main__":`).
-      prefetch: batches kept ready (by each worker), every one read by a thread of its own, >= 1.
+      loading: how to read. The main module of a program that uses workers must be importable
+        (`if __name__ == "__main__":`).
       process_index: which process of a multi-host run this is.
       process_count: how many there are; it divides `batch_size`.
+      put: applied to each batch in a thread, one batch ahead: what brings it to the devices.
 
     Returns:
       An iterator over batches of B = batch_size / process_count examples: "image" uint8
@@ -71,21 +94,29 @@ def train_batches(
       int32 (B,), from 0. Its `close()` stops the workers.
 
     Raises:
-      ValueError: a batch size that does not fit the split or the processes.
+      ValueError: a batch size that does not fit the split or the processes; from the iterator: an
+        example that cannot be read, by the name of its file.
     """
+    steps_per_epoch(dataset, batch_size)
     read = functools.partial(
         _read_training_batch,
         dataset=dataset,
         batch_size=batch_size,
-        steps=steps_per_epoch(dataset, batch_size),
         seed=seed,
         share=_share(batch_size, process_index, process_count),
     )
-    if num_workers and not flags.FLAGS.is_parsed():
+    if loading.num_workers and not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags; without absl.app, defaults.
-    workers = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=prefetch)
+    workers = grain.MultiprocessingOptions(
+        loading.num_workers, per_worker_buffer_size=loading.prefetch
+    )
     stream = grain.MapDataset.range(start_step, sys.maxsize).map(read)
-    return iter(stream.to_iter_dataset(_read_options(prefetch)).mp_prefetch(workers))
+    batches = stream.to_iter_dataset(_read_options(loading.prefetch)).mp_prefetch(workers)
+    if put is not None:
+        batches = grain.experimental.ThreadPrefetchIterDataset(
+            batches.map(put), prefetch_buffer_size=1
+        )
+    return iter(batches)
 
 
 def eval_batches(
@@ -126,22 +157,25 @@ def eval_batches(
 
 
 def _read_training_batch(
-    step: int, *, dataset: Dataset, batch_size: int, steps: int, seed: int, share: np.ndarray
+    step: int, *, dataset: Dataset, batch_size: int, seed: int, share: np.ndarray
 ) -> Batch:
     """The places `share` (B,) of the global batch at a step."""
-    epoch, step_of_epoch = divmod(step, steps)
-    index = _epoch_order(len(dataset.train), seed, epoch)[step_of_epoch * batch_size + share]
+    number = len(dataset.train)
+    epoch, place = np.divmod(step * batch_size + share, number)
+    index = np.empty_like(place)
+    for e in np.unique(epoch):
+        index[epoch == e] = _epoch_order(number, seed, int(e))[place[epoch == e]]
     images = [dataset.train[int(i)] for i in index]
     if dataset.random_crop:
         height, width, _ = dataset.image_shape
         images = [
-            _random_crop(image, height, width, np.random.default_rng((seed, _CROP, epoch, int(i))))
-            for image, i in zip(images, index, strict=True)
+            _random_crop(image, height, width, np.random.default_rng((seed, _CROP, e, i)))
+            for image, e, i in zip(images, epoch.tolist(), index.tolist(), strict=True)
         ]
     return {
         "image": np.stack(images),
         "index": index.astype(np.int32),
-        "epoch": np.full(len(index), epoch, np.int32),
+        "epoch": epoch.astype(np.int32),
     }
 
 

@@ -42,12 +42,16 @@ _TRAINING = {
     "kl_anneal_portion": "kl_warmup",
     "kl_const_portion": "kl_constant",
 }
-# Official datasets, and ours of another name.
-_DATASETS = {
-    "celeba_64": "celeba64",
-    "celeba_256": "celebahq256",
-    "ffhq": "ffhq256",
-    "imagenet_32": "imagenet32",
+# Official datasets, and ours where they have another name or options.
+_DATASETS: dict[str, dict[str, str | int]] = {
+    "celeba_64": {"name": "celeba64"},
+    "celeba_256": {"name": "celebahq256"},
+    "ffhq": {"name": "ffhq256"},
+    "imagenet_32": {"name": "imagenet32"},
+    "lsun_bedroom_128": {"name": "lsun", "category": "bedroom", "size": 128},
+    "lsun_bedroom_256": {"name": "lsun", "category": "bedroom", "size": 256},
+    "lsun_church_64": {"name": "lsun", "category": "church_outdoor", "size": 64},
+    "lsun_church_128": {"name": "lsun", "category": "church_outdoor", "size": 128},
 }
 # Where the arguments do not say: the paper's CIFAR-10.
 _EPOCHS, _BATCH_SIZE = 400, 256
@@ -80,7 +84,7 @@ def config_from_args(args: Mapping[str, Any]) -> ConfigDict:
     return ConfigDict(
         {
             "model": dataclasses.asdict(model),
-            "data": {"name": _DATASETS.get(dataset, dataset)},
+            "data": _DATASETS.get(dataset, {"name": dataset}),
             "training": dataclasses.asdict(training),
         }
     )

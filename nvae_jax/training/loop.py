@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from typing import Any
@@ -11,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nvae_jax.config import ConfigError, from_mapping
-from nvae_jax.data.loader import steps_per_epoch, train_batches
+from nvae_jax.data.loader import LoadingConfig, steps_per_epoch, train_batches
 from nvae_jax.data.sources import Dataset, make_dataset
 from nvae_jax.evaluation.likelihood import make_validation
 from nvae_jax.evaluation.pictures import make_pictures
@@ -24,11 +25,16 @@ from nvae_jax.training.settings import TrainingConfig
 from nvae_jax.training.state import TrainState
 from nvae_jax.workdir import Workdir
 
-SECTIONS = ("model", "data", "training")
+SECTIONS = ("model", "data", "loading", "training")
 
-# Fields that a run may be continued with other values of: they change how it is computed and what
-# is written, not what is learned.
+# Fields that a run may be continued with other values of: they change how it is computed, where its
+# images are and what is written, not what is learned.
 ADJUSTABLE = (
+    "data.data_dir",
+    "data.lmdb",
+    "data.path",
+    "loading.num_workers",
+    "loading.prefetch",
     "model.remat",
     "model.unroll",
     "training.parameter_shards",
@@ -51,6 +57,7 @@ def read_config(config: ConfigDict) -> tuple[ModelConfig, Dataset, TrainingConfi
             raise ValueError(f"{name} is unknown; allowed: {', '.join(SECTIONS)}")
     model = from_mapping(ModelConfig, config.model, "model")
     training = from_mapping(TrainingConfig, config.training, "training")
+    read_loading(config)
     dataset = make_dataset(**config.data)
     for name in ("image_shape", "border"):
         ours, theirs = getattr(model, name), getattr(dataset, name)
@@ -62,6 +69,14 @@ def read_config(config: ConfigDict) -> tuple[ModelConfig, Dataset, TrainingConfi
             f"model.likelihood is {model.likelihood!r}; allowed for {dataset.name}: {allowed}"
         )
     return model, dataset, training
+
+
+def read_loading(config: ConfigDict) -> LoadingConfig:
+    """How the configuration says to read; all of it may be left out.
+
+    Raises: ValueError naming the field that is unknown or impossible.
+    """
+    return from_mapping(LoadingConfig, config.get("loading", {}), "loading")
 
 
 def train(
@@ -119,11 +134,11 @@ def train(
         draw=lambda variables: draw(jax.device_put(variables, replicated(mesh))),
     )
     update = compiled_together(program.update, "update")
-    batches = _batches(dataset, training, step)
+    batches = _batches(dataset, training, read_loading(config), mesh, step)
     first = step
     with naming_the_dead():
         for batch in itertools.islice(batches, total_steps - first):
-            state, metrics = update(state, shard_batch(mesh, batch))
+            state, metrics = update(state, batch)
             step += 1
             if step == first + 1:
                 jax.block_until_ready(metrics)
@@ -146,21 +161,26 @@ def start_or_resume(
         state, _ = workdir.restore(program.state)
         workdir.log(f"resumed after step {latest:,}")
         return state
-    batches = _batches(dataset, training, 0)
     init = compiled_together(program.init, "init")
-    state = init(shard_batch(mesh, next(batches)))
+    batches = _batches(dataset, training, LoadingConfig(), mesh, 0)
+    state = init(next(batches))
     batches.close()
     count = sum(x.size for x in jax.tree.leaves(state.params))
     workdir.log(f"a new model of {count:,} parameters")
     return state
 
 
-def _batches(dataset: Dataset, training: TrainingConfig, start_step: int) -> Any:
+def _batches(
+    dataset: Dataset, training: TrainingConfig, loading: LoadingConfig, mesh: Mesh, start_step: int
+) -> Any:
+    """Training batches on the devices, the next one on its way there while one is used."""
     return train_batches(
         dataset,
         training.batch_size,
         training.seed,
         start_step,
+        loading=loading,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        put=functools.partial(shard_batch, mesh),
     )

@@ -1,78 +1,11 @@
-"""Datasets as random-access sources of uint8 images.
-
-A source is anything with `len(source)` and `source[i]`, a NumPy array included. Whatever changes
-an image's geometry (cropping, resizing, padding) happens here or in the loader, on the host; what
-is pointwise (scaling, bit reduction, binarisation), and flips, on the device, in `transforms`.
-A new dataset is a factory that returns a `Dataset`, entered in `DATASETS`.
-"""
+"""Real images that come with scikit-learn, so that every machine has them."""
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
 
 import numpy as np
 
-
-class Source(Protocol):
-    """Random access to images: source[i] is (H, W, C) uint8, levels 0-255, 0 <= i < len(source).
-
-    Several threads read at the same time.
-    """
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> np.ndarray: ...
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
-    """A training split, a fixed test split, and how the model is to see them.
-
-    Attributes:
-      name: the dataset's name in `DATASETS`.
-      image_shape: (H, W, C) in pixels as the model sees an image, padding included.
-      train: training images, of `image_shape`, or larger where `random_crop` is set.
-      test: test images, of `image_shape`.
-      binarize: whether pixels are Bernoulli draws whose means are the grey levels.
-      flip: whether training images are mirrored left to right at random.
-      border: pixels of zero padding on each side; the likelihood leaves them out.
-      random_crop: whether the loader cuts every training image to `image_shape` at a place drawn
-        anew in each epoch.
-    """
-
-    name: str
-    image_shape: tuple[int, int, int]
-    train: Source
-    test: Source
-    binarize: bool = False
-    flip: bool = False
-    border: int = 0
-    random_crop: bool = False
-
-
-def make_dataset(name: str, **options: Any) -> Dataset:
-    """Builds a dataset by name.
-
-    Args:
-      name: a key of `DATASETS`.
-      **options: keyword options of that dataset's factory.
-
-    Raises:
-      ValueError: an unknown name, an option the dataset does not have, or a value it does not
-        allow. The message names the field as `data.<field>`, its value, and what is allowed.
-    """
-    if name not in DATASETS:
-        raise ValueError(f"data.name is {name!r}; allowed: {', '.join(sorted(DATASETS))}")
-    factory = DATASETS[name]
-    allowed = inspect.signature(factory).parameters
-    for option, value in options.items():
-        if option not in allowed:
-            raise ValueError(
-                f"data.{option} is {value!r}, but {name} has no such option; "
-                f"allowed: {', '.join(allowed) or 'none'}"
-            )
-    return factory(**options)
+from nvae_jax.data.sources.base import Dataset
 
 
 def digits() -> Dataset:
@@ -155,9 +88,6 @@ def photos(size: int | Sequence[int] = 32, crops_per_epoch: int = 1024) -> Datas
         flip=True,
         random_crop=True,
     )
-
-
-DATASETS: dict[str, Callable[..., Dataset]] = {"digits": digits, "photos": photos}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,0 +1,91 @@
+import pickle
+
+import numpy as np
+import pytest
+import stored
+
+from nvae_jax.data.sources import make_dataset
+
+OPTIONS = {"binarize": True, "flip": True, "border": 2}
+
+
+@pytest.fixture
+def images():
+    return stored.digits28(12)
+
+
+def write_folder(path, train, test):
+    path.mkdir()
+    np.save(path / "train.npy", train)
+    np.save(path / "test.npy", test)
+    return str(path)
+
+
+def assert_holds(dataset, train, test):
+    pad = ((0, 0), (2, 2), (2, 2), (0, 0))
+    for source, expected in ((dataset.train, train), (dataset.test, test)):
+        np.testing.assert_array_equal(
+            np.stack([source[i] for i in range(len(source))]), np.pad(expected, pad)
+        )
+    assert dataset.image_shape == (32, 32, 1)
+    assert (dataset.binarize, dataset.flip, dataset.border) == (True, True, 2)
+
+
+def test_folder_is_mapped_and_survives_pickling_as_a_path(tmp_path, images):
+    path = write_folder(tmp_path / "digits", images[:9], images[9:])
+    dataset = make_dataset("numpy_arrays", path=path, **OPTIONS)
+    assert_holds(dataset, images[:9], images[9:])
+    assert len(pickle.dumps(dataset)) < 1000
+    assert_holds(pickle.loads(pickle.dumps(dataset)), images[:9], images[9:])
+
+
+def test_grey_images_need_no_channel_axis(tmp_path, images):
+    path = write_folder(tmp_path / "digits", images[:9, ..., 0], images[9:, ..., 0])
+    dataset = make_dataset("numpy_arrays", path=path, **OPTIONS)
+    assert_holds(dataset, images[:9], images[9:])
+
+
+def test_archive_is_read_at_once(tmp_path, images):
+    np.savez_compressed(tmp_path / "digits.npz", train=images[:9], test=images[9:])
+    dataset = make_dataset("numpy_arrays", path=str(tmp_path / "digits.npz"), **OPTIONS)
+    assert_holds(dataset, images[:9], images[9:])
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def test_broken_files_are_named(tmp_path, images):
+    path = write_folder(tmp_path / "digits", images[:9], images[9:])
+    truncate(tmp_path / "digits" / "test.npy")
+    with pytest.raises(ValueError, match=r"test.npy cannot be read"):
+        make_dataset("numpy_arrays", path=path)
+    (tmp_path / "digits" / "test.npy").unlink()
+    with pytest.raises(ValueError, match=r"test.npy cannot be read: .*No such file"):
+        make_dataset("numpy_arrays", path=path)
+    np.savez(tmp_path / "digits.npz", train=images, test=images)
+    truncate(tmp_path / "digits.npz")
+    with pytest.raises(ValueError, match=r"data.path is .*digits.npz', which cannot be read"):
+        make_dataset("numpy_arrays", path=str(tmp_path / "digits.npz"))
+    np.savez(tmp_path / "digits.npz", train=images)
+    with pytest.raises(ValueError, match=r"'test is not a file in the archive'"):
+        make_dataset("numpy_arrays", path=str(tmp_path / "digits.npz"))
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (np.zeros((3, 28, 28, 1), np.float32), r"holds float32 of shape \(3, 28, 28, 1\)"),
+        (np.zeros((3, 28), np.uint8), r"holds uint8 of shape \(3, 28\); allowed: uint8 of shape"),
+        (np.zeros((0, 28, 28), np.uint8), r"holds uint8 of shape \(0, 28, 28, 1\)"),
+        (np.zeros((3, 28, 28, 3), np.uint8), "has images of different shapes"),
+    ],
+)
+def test_other_arrays_are_refused(tmp_path, images, train, message):
+    with pytest.raises(ValueError, match=message):
+        make_dataset("numpy_arrays", path=write_folder(tmp_path / "digits", train, images))
+
+
+def test_negative_border_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=r"data.border is -1; allowed: 0 or more"):
+        make_dataset("numpy_arrays", path=str(tmp_path), border=-1)

@@ -1,0 +1,136 @@
+"""Every configuration for two steps at reduced width, on data in its true form on disk."""
+
+import functools
+import importlib
+
+import jax
+import numpy as np
+import pytest
+import stored
+from ml_collections import ConfigDict
+from PIL import Image
+
+from nvae_jax.data.loader import steps_per_epoch, train_batches
+from nvae_jax.parallel import make_mesh, shard_batch
+from nvae_jax.training.loop import read_config
+from nvae_jax.training.program import make_program
+
+# With equal shapes and likelihoods these leave equal models, which are compiled once.
+SMALL = {
+    "num_scales": 1,
+    "num_groups": 1,
+    "adaptive_groups": False,
+    "min_groups": 1,
+    "num_blocks": 1,
+    "num_latents": 2,
+    "encoder_channels": 4,
+    "decoder_channels": 4,
+    "architecture": "res_bnswish",
+    "preprocess_cells": 1,
+    "postprocess_cells": 1,
+    "encoder_cells": 1,
+    "decoder_cells": 1,
+    "num_mixtures": 1,
+    "num_flows": 0,
+    "dtype": "float32",
+    "remat": "none",
+}
+TRAINING = {"epochs": 2, "warmup_epochs": 1, "batch_size": 2}
+
+FROM_TFDS = (
+    "mnist",
+    "omniglot",
+    "stacked_mnist",
+    "cifar10",
+    "cifar10_multiscale",
+    "cifar10_one_gpu",
+    "imagenet32",
+    "imagenet64",
+    "celeba64",
+    "celeba64_one_gpu",
+    "celebahq256",
+    "ffhq256",
+    "ffhq256_24ch",
+    "ffhq256_one_gpu",
+    "lsun_bedroom128",
+    "lsun_bedroom256",
+    "lsun_church64",
+    "lsun_church128",
+    "lsun_tower",
+)
+
+
+@functools.cache
+def compiled(model, training, flip, binarize):
+    """The functions of a run on one device."""
+    mesh = make_mesh(jax.devices()[:1])
+    program = make_program(model, training, 10, mesh, binarize=binarize, flip=flip)
+    fast = {"xla_backend_optimization_level": 0}
+    init = program.init.lower(program.batch).compile(compiler_options=fast)
+    update = program.update.lower(program.state, program.batch).compile(compiler_options=fast)
+    return mesh, init, update
+
+
+def take_two_steps(config):
+    config.model.update(SMALL)
+    # The rest of the training is the same for all, as are the optimiser's shapes.
+    config.training = ConfigDict(TRAINING)
+    model, dataset, training = read_config(config)
+    assert steps_per_epoch(dataset, training.batch_size) > 0
+    mesh, init, update = compiled(model, training, dataset.flip, dataset.binarize)
+    batches = train_batches(dataset, training.batch_size, 0)
+    state, losses = None, []
+    for _ in range(2):
+        batch = shard_batch(mesh, next(batches))
+        if state is None:
+            state = init(batch)
+        state, metrics = update(state, batch)
+        losses.append(float(metrics["nelbo"]))
+    batches.close()
+    assert int(state.step) == 2
+    assert np.isfinite(losses).all()
+    assert min(losses) > 0
+    return dataset
+
+
+def load(name):
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+@pytest.mark.parametrize("name", FROM_TFDS)
+def test_two_steps_from_a_prepared_folder(prepared, name):
+    config = load(name)
+    config.data.data_dir = str(prepared[0])
+    take_two_steps(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("celeba64", 64), ("imagenet32", 32), ("celebahq256", 256), ("ffhq256", 256)]
+)
+def test_two_steps_from_the_official_files(tmp_path, name, size):
+    images = stored.photos(6, 218, 178) if name == "celeba64" else stored.photos(6, size, size)
+    values = [stored.encode(x, "jpeg") if name == "celeba64" else x.tobytes() for x in images]
+    stored.write_official_lmdb(tmp_path, {"train": values[:4], "validation": values[4:]})
+    config = load(name)
+    config.data.lmdb = str(tmp_path)
+    take_two_steps(config)
+
+
+def test_two_steps_from_a_folder_of_photographs(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        height, width = rng.integers(50, 120, 2)
+        image = Image.fromarray(stored.photos(1, int(height), int(width), seed=i)[0])
+        image.save(tmp_path / f"{i}.{'jpg' if i % 2 else 'png'}")
+    config = load("image_folder")
+    config.data.path = str(tmp_path)
+    dataset = take_two_steps(config)
+    assert len(dataset.train) + len(dataset.test) == 40
+
+
+def test_every_configuration_is_among_these():
+    from test_configs import NAMES
+
+    bundled = {"default", "digits", "digits_one_group", "photos32"}
+    assert {*FROM_TFDS, "image_folder"} == set(NAMES) - bundled
