@@ -41,10 +41,13 @@ class Normal:
         """The draw that standard-normal `noise` becomes."""
         return self.mean + self.sigma * noise
 
+    def noise(self, z: Array) -> Array:
+        """The standard-normal draw that becomes `z`: the inverse of `sample`."""
+        return (z - self.mean) / self.sigma
+
     def log_prob(self, z: Array) -> Array:
         """Log density of each variable, in nats."""
-        standardized = (z - self.mean) / self.sigma
-        return -0.5 * jnp.square(standardized) - jnp.log(self.sigma) - 0.5 * math.log(2 * math.pi)
+        return -0.5 * jnp.square(self.noise(z)) - jnp.log(self.sigma) - 0.5 * math.log(2 * math.pi)
 
     def kl(self, other: Normal) -> Array:
         """KL(self ‖ other) of each variable, in nats."""
