@@ -27,7 +27,7 @@ class GroupInputs:
     noise: (B, h, w, Z) standard normal, or a PRNG key to draw it with, or (B,) keys.
     temperature: multiplies the prior's sigma when sampling from it.
     latents: (B, h, w, Z) to take in place of the prior's sample where `given` is true.
-    given: () bool.
+    given: (B,) bool.
     """
 
     tap: Array | None
@@ -86,7 +86,7 @@ class LatentGroup(nn.Module):
         if inputs.tap is None:
             z = Normal.from_raw(*prior_raw, temperature=inputs.temperature).sample(noise)
             if inputs.latents is not None:
-                z = jnp.where(inputs.given, inputs.latents, z)
+                z = jnp.where(inputs.given[:, None, None, None], inputs.latents, z)
         else:
             z, terms = self._posterior(h, inputs.tap, noise, prior_raw)
 
@@ -152,7 +152,7 @@ class Decoder(nn.Module):
           temperatures: (groups,), of the prior, when sampling from it.
           train: normalise by the batch.
           latents: (B, h, w, Z) a group, top-down, in place of the prior's where `given` is true.
-          given: (groups,) bool.
+          given: (groups, B) bool.
 
         Returns: (B, H, W, parameters) float32, and what the groups have drawn, in stacks of groups
           of one size, top-down.

@@ -76,9 +76,9 @@ class NVAE(nn.Module):
         Args:
           x: (B, H, W, C) in [0, 1].
           train: normalise by the batch rather than by the running statistics.
-          noise: standard-normal draws (B, h, w, Z), one a group, top-down; or (B,) PRNG keys, one an
-            image, whose draws do not depend on the rest of the batch; without it they come from the
-            RNG stream `sample`.
+          noise: standard-normal draws (B, h, w, Z), one a group, top-down; or (B,) PRNG keys, one
+            an image, whose draws do not depend on the rest of the batch; without it they come from
+            the RNG stream `sample`.
 
         Raises: ValueError if the shape of `x` or of the noise is not the configuration's.
         """
@@ -121,7 +121,7 @@ class NVAE(nn.Module):
     def decode(
         self,
         latents: Sequence[Array],
-        given: Sequence[bool] | Array | None = None,
+        given: Array | None = None,
         temperature: float | Array = 1.0,
         noise: Noise | None = None,
     ) -> Array:
@@ -129,7 +129,7 @@ class NVAE(nn.Module):
 
         Args:
           latents: (B, h, w, Z), one a group, top-down; ignored in groups that are not given.
-          given: (groups,) bool, top-down; by default all are.
+          given: (groups,) or (B, groups) bool, top-down; by default all are.
           temperature: of the prior, as in `sample_prior`.
           noise: as in `__call__`, for the groups that are not given.
 
@@ -140,10 +140,9 @@ class NVAE(nn.Module):
         num_images = len(latents[0])
         self._check_shapes("latents", latents, num_images)
         if given is None:
-            given, noise = jnp.ones(self.config.total_groups, bool), latents
-        return self._decode(
-            None, num_images, noise, temperature, latents=latents, given=jnp.asarray(given)
-        )[0]
+            given, noise = jnp.ones((), bool), latents
+        given = jnp.broadcast_to(given, (num_images, self.config.total_groups)).T
+        return self._decode(None, num_images, noise, temperature, latents=latents, given=given)[0]
 
     def sample_prior(
         self,
