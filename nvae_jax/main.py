@@ -15,7 +15,9 @@ from nvae_jax.evaluation.coding import (
     reconstruct,
 )
 from nvae_jax.evaluation.editing import EditOptions, edit
+from nvae_jax.evaluation.fid import FIDOptions, fid
 from nvae_jax.evaluation.interpolation import InterpolateOptions, interpolate
+from nvae_jax.evaluation.neighbors import NeighborsOptions, neighbors
 from nvae_jax.evaluation.report import EvaluateOptions, evaluate
 from nvae_jax.evaluation.sampling import SampleOptions, sample
 from nvae_jax.options import define_flags, read_flags
@@ -31,6 +33,8 @@ MODES = {
     "reconstruct": (ReconstructOptions, reconstruct),
     "interpolate": (InterpolateOptions, interpolate),
     "edit": (EditOptions, edit),
+    "neighbors": (NeighborsOptions, neighbors),
+    "fid": (FIDOptions, fid),
 }
 _OPTIONS = {mode: options for mode, (options, _) in MODES.items()}
 

@@ -192,7 +192,7 @@ def inpaint(model: TrainedModel, x: np.ndarray, options: EditOptions) -> np.ndar
     Columns: the image, the image without the region, and the variations.
     """
     config, network = model.config, NVAE(model.config)
-    height, width, channels = config.image_shape
+    height, width, _ = config.image_shape
     top, left, rows, columns = options.region or (0, 0, 0, 0)
     border = config.border
     inside = 0 <= top <= top + rows <= height - 2 * border

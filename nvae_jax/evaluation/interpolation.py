@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from jax.sharding import Mesh
@@ -24,7 +23,8 @@ def spherical(a: np.ndarray, b: np.ndarray, steps: int) -> np.ndarray:
     one direction into the other. Each row is a vector of its own.
 
     Args:
-      a, b: (N, …), the ends.
+      a: (N, …), where the ways start.
+      b: (N, …), where they end.
       steps: of the way, both ends among them, at least 2.
 
     Returns: (N, steps, …), the ends exactly as given.

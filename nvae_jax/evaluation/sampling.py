@@ -179,25 +179,30 @@ def sample_batches(
 
     Yields: the number of the first image, and images (B, h, w, C) float32 in [0, 1].
     """
-    network, config = NVAE(model.config), model.config
+
+    def numbers(index: np.ndarray) -> np.ndarray:
+        return index.astype(np.uint32)
+
+    compiled = model.compile(make_draw(model.config, temperatures, seed, pixels))
+    return model.in_batches(compiled, number, batch_size, numbers, "images sampled")
+
+
+def make_draw(
+    config: ModelConfig, temperatures: np.ndarray, seed: int, pixels: Pixels = "mean"
+) -> Callable[[Any, Array], Array]:
+    """A function `(variables, index) → images` from the prior, for `jit`; see `sample_batches`."""
+    network = NVAE(config)
 
     def draw(variables: Any, index: Array) -> Array:
+        keys = image_keys(seed, index)
         logits: Any = network.apply(
-            variables,
-            len(index),
-            jnp.asarray(temperatures),
-            image_keys(seed, index),
-            method="sample_prior",
+            variables, len(index), jnp.asarray(temperatures), keys, method="sample_prior"
         )
         if pixels == "mean":
             return decoded_mean(config, logits)
         return sampled_pixels(config, logits, image_keys(seed, index, draw=1))
 
-    def numbers(index: np.ndarray) -> np.ndarray:
-        return index.astype(np.uint32)
-
-    compiled = model.compile(draw)
-    return model.in_batches(compiled, number, batch_size, numbers, "images sampled")
+    return draw
 
 
 def sampled_pixels(config: ModelConfig, logits: Array, keys: Array) -> Array:

@@ -89,7 +89,7 @@ class TrainedModel:
             now, done = time.monotonic(), first - start
             if done == 0:
                 compiled_at = now
-            elif what and now - logged > _LOG_SECONDS:
+            elif what and now - logged > _LOG_SECONDS and first + count < number:
                 logged, rate = now, done / (now - compiled_at)
                 left = datetime.timedelta(seconds=round((number - first - count) / rate))
                 line = f"{first + count:,}/{number:,} {what}, {rate:.3g}/s, {left} left"
