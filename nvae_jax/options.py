@@ -17,8 +17,8 @@ from absl import flags
 T = TypeVar("T")
 
 
-def define_flags(modes: Mapping[str, type]) -> None:
-    """Defines a flag for every field of the modes' dataclasses; without a value it is None."""
+def define_flags(modes: Mapping[str, type], values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines a flag for every field of the modes' dataclasses; not given, it is None."""
     helps: dict[str, list[str]] = {}
     switches = set()
     for mode, cls in modes.items():
@@ -29,7 +29,7 @@ def define_flags(modes: Mapping[str, type]) -> None:
                 switches.add(field.name)
     for name, lines in helps.items():
         define = flags.DEFINE_bool if name in switches else flags.DEFINE_string
-        define(name, None, "\n".join(lines))
+        define(name, None, "\n".join(lines), flag_values=values)
 
 
 def read_flags(mode: str, modes: Mapping[str, type], given: Mapping[str, Any]) -> Any:

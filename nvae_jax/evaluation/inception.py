@@ -122,13 +122,17 @@ def _average(x: Array) -> Array:
     return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
 
 
-def fid_features(params: dict, images: Array) -> Array:
-    """Features of images (B, H, W, 1 or 3) in [0, 1], scaled to 299 x 299: (B, 2048)."""
+def fid_inputs(images: Array) -> Array:
+    """Images (B, H, W, 1 or 3) in [0, 1] as FID shows them: (B, 299, 299, 3) in [-1, 1]."""
     images = jnp.broadcast_to(images, (*images.shape[:-1], 3))
-    size = (len(images), SIZE, SIZE, 3)
     # Without antialiasing, as FID was defined.
-    images = jax.image.resize(images, size, "bilinear", antialias=False)
-    features: Array = Inception().apply({"params": params}, 2.0 * images - 1.0)
+    size = (len(images), SIZE, SIZE, 3)
+    return 2.0 * jax.image.resize(images, size, "bilinear", antialias=False) - 1.0
+
+
+def fid_features(params: dict, images: Array) -> Array:
+    """Features (B, 2048) of images (B, H, W, 1 or 3) in [0, 1]."""
+    features: Array = Inception().apply({"params": params}, fid_inputs(images))
     return features
 
 

@@ -104,6 +104,28 @@ def draw_groups(groups: Sequence[Mapping[str, float]]) -> np.ndarray:
     return _pixels(figure)
 
 
+def draw_bounds(bounds: Sequence[Mapping[str, float]], elbo: float) -> np.ndarray:
+    """The importance-weighted bound by the number of draws.
+
+    Args:
+      bounds: rising in `draws`, each with `nats` of -log p(x) and its `standard_error`.
+      elbo: the ELBO, nats an image, for comparison.
+
+    Returns: (H, W, 3) in [0, 1].
+    """
+    figure, (left, right) = _figure()
+    draws = [bound["draws"] for bound in bounds]
+    nats = np.asarray([-bound["nats"] for bound in bounds])
+    errors = [bound["standard_error"] for bound in bounds]
+    left.errorbar(draws, nats, errors, marker="o", capsize=3)
+    left.axhline(elbo, color="grey", linestyle="--", label="ELBO")
+    left.set(xscale="log", xlabel="draws K", ylabel="bound of log p(x), nats an image")
+    left.legend()
+    right.plot(draws, nats - nats[0], marker="o")
+    right.set(xscale="log", xlabel="draws K", ylabel="gain on one draw, nats an image")
+    return _pixels(figure)
+
+
 def _figure() -> tuple[Any, Any]:
     """A figure of two panels side by side."""
     import matplotlib.figure

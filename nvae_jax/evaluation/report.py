@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from nvae_jax.data.transforms import prepare_eval
 from nvae_jax.evaluation.inputs import SPLITS, fixed_split
 from nvae_jax.evaluation.likelihood import make_image_likelihood
-from nvae_jax.evaluation.pictures import draw_groups
+from nvae_jax.evaluation.pictures import draw_bounds, draw_groups
 from nvae_jax.evaluation.trained import TrainedModel, open_run
 from nvae_jax.model.distributions import ACTIVE_KL, bits_per_dimension
 from nvae_jax.options import require, require_counts
@@ -59,8 +59,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores a split: NELBO, importance-weighted bounds, KL and active channels of every group.
 
-    Writes `evaluate/<split>_<draws>.json` and a picture of the groups. What is done is kept in a
-    file beside it, so a run that was interrupted goes on where it stopped.
+    Writes `evaluate/<split>_<draws>.json`, and pictures of the groups and of the bounds. What is
+    done is kept in a file beside it, so a run that was interrupted goes on where it stopped.
 
     Args:
       path: the work directory.
@@ -113,6 +113,9 @@ def evaluate(
     report["seconds"] = time.monotonic() - started
     model.workdir.write(f"{name}.json", json.dumps(report, indent=1).encode())
     model.workdir.save_picture(name.replace("/", "_"), draw_groups(report["groups"])[None])
+    if len(options.counts) > 1:
+        curve = draw_bounds(report["bounds"], -report["nelbo"]["nats"])
+        model.workdir.save_picture(f"{name.replace('/', '_')}_bounds", curve[None])
     progress.remove()
     for line in _table(report):
         model.workdir.log(line)
