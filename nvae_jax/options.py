@@ -73,8 +73,7 @@ def parse(kind: Any, text: str, field: str) -> Any:
         (kind,) = (option for option in options if option is not types.NoneType)
         return parse(kind, text, field)
     if origin is typing.Literal:
-        require(field, text, text in options, f"one of {', '.join(map(str, options))}")
-        return text
+        kind = str  # `validate` checks it
     if origin is tuple:
         return tuple(parse(options[0], part.strip(), field) for part in text.split(","))
     try:
@@ -89,9 +88,18 @@ def require(field: str, value: Any, condition: bool, allowed: str) -> None:
         raise ValueError(f"{field} is {value!r}; allowed: {allowed}")
 
 
-def require_counts(options: Any, *names: str) -> None:
-    """Raises ValueError unless these fields are 1 or more, or None, and `seed` is 0 or more."""
-    for name in names:
+def validate(options: Any, *counts: str) -> None:
+    """Checks what most options have in common.
+
+    Raises: ValueError unless fields of a Literal type hold one of its values, `counts` are 1 or
+      more, or None, and `seed` is 0 or more.
+    """
+    for name, kind in typing.get_type_hints(type(options)).items():
+        if typing.get_origin(kind) is typing.Literal:
+            allowed = typing.get_args(kind)
+            value = getattr(options, name)
+            require(name, value, value in allowed, f"one of {', '.join(map(str, allowed))}")
+    for name in counts:
         value = getattr(options, name)
         require(name, value, value is None or value > 0, "1 or more")
     require("seed", options.seed, options.seed >= 0, "0 or more")

@@ -22,7 +22,7 @@ from nvae_jax.evaluation.latents import (
     top_groups,
 )
 from nvae_jax.evaluation.trained import group_temperatures, open_run
-from nvae_jax.options import require_counts
+from nvae_jax.options import validate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class EncodeOptions:
     name: str = "latents"
 
     def __post_init__(self):
-        require_counts(self, "batch_size")
+        validate(self, "batch_size")
 
 
 def encode(
@@ -113,7 +113,7 @@ class DecodeOptions:
     name: str = "images"
 
     def __post_init__(self):
-        require_counts(self, "batch_size", "columns")
+        validate(self, "batch_size", "columns")
 
 
 def decode(
@@ -176,7 +176,7 @@ class ReconstructOptions:
     name: str = "reconstructions"
 
     def __post_init__(self):
-        require_counts(self, "batch_size")
+        validate(self, "batch_size")
 
 
 def reconstruct(

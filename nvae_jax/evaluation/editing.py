@@ -25,7 +25,7 @@ from nvae_jax.evaluation.latents import (
 from nvae_jax.evaluation.sampling import decoded_mean, sampled_pixels
 from nvae_jax.evaluation.trained import TrainedModel, group_temperatures, image_keys, open_run
 from nvae_jax.model import NVAE, Latents
-from nvae_jax.options import require, require_counts
+from nvae_jax.options import require, validate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class EditOptions:
     name: str | None = None
 
     def __post_init__(self):
-        require_counts(self, "variations", "rounds", "batch_size")
+        validate(self, "variations", "rounds", "batch_size")
         if self.operation == "attribute":
             for name in ("having", "lacking"):
                 require(name, getattr(self, name), len(getattr(self, name)) > 0, "images")

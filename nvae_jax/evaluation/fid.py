@@ -29,7 +29,7 @@ from nvae_jax.evaluation.recalibration import recalibrated
 from nvae_jax.evaluation.sampling import Pixels, make_draw
 from nvae_jax.evaluation.trained import TrainedModel, group_temperatures, image_keys, open_run
 from nvae_jax.model.distributions import without_border
-from nvae_jax.options import require, require_counts
+from nvae_jax.options import require, validate
 from nvae_jax.parallel import replicated
 
 _MANIFOLD_IMAGES = 10_000  # that precision and recall look at, as their authors do
@@ -66,7 +66,7 @@ class FIDOptions:
     batch_size: int = 32
 
     def __post_init__(self):
-        require_counts(self, "num_images", "reference_images", "batch_size")
+        validate(self, "num_images", "reference_images", "batch_size")
         require("num_images", self.num_images, self.num_images >= 10, "10 or more")
         require("split", self.split, self.split in SPLITS, ", ".join(SPLITS))
 

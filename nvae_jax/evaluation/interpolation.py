@@ -13,7 +13,7 @@ from nvae_jax.evaluation.files import Animation, animation, png
 from nvae_jax.evaluation.inputs import load_images
 from nvae_jax.evaluation.latents import Space, chosen_groups, decode_latents, encode_images
 from nvae_jax.evaluation.trained import image_keys, image_noise, open_run
-from nvae_jax.options import require, require_counts
+from nvae_jax.options import require, validate
 
 
 def spherical(a: np.ndarray, b: np.ndarray, steps: int) -> np.ndarray:
@@ -83,7 +83,7 @@ class InterpolateOptions:
     name: str = "interpolation"
 
     def __post_init__(self):
-        require_counts(self, "samples", "steps", "batch_size")
+        validate(self, "samples", "steps", "batch_size")
         require("steps", self.steps, self.steps >= 2, "2 or more")
         spaces = self.samples is None or self.space == "noise"
         require("space", self.space, spaces, "noise, between samples")

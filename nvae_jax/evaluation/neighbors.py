@@ -20,7 +20,7 @@ from nvae_jax.evaluation.inputs import fixed_split
 from nvae_jax.evaluation.sampling import sample_batches
 from nvae_jax.evaluation.trained import TrainedModel, group_temperatures, open_run
 from nvae_jax.model.distributions import without_border
-from nvae_jax.options import require, require_counts
+from nvae_jax.options import require, validate
 
 MEASURES = ("pixels", "downsampled")
 _COARSE = 8  # pixels on a side that images are scaled down to
@@ -47,7 +47,7 @@ class NeighborsOptions:
     name: str = "neighbors"
 
     def __post_init__(self):
-        require_counts(self, "num_images", "nearest", "batch_size")
+        validate(self, "num_images", "nearest", "batch_size")
 
 
 def neighbors(

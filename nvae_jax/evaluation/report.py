@@ -18,7 +18,7 @@ from nvae_jax.evaluation.likelihood import make_image_likelihood
 from nvae_jax.evaluation.pictures import draw_bounds, draw_groups
 from nvae_jax.evaluation.trained import TrainedModel, open_run
 from nvae_jax.model.distributions import ACTIVE_KL, bits_per_dimension
-from nvae_jax.options import require, require_counts
+from nvae_jax.options import require, validate
 from nvae_jax.workdir import Workdir
 
 
@@ -44,7 +44,7 @@ class EvaluateOptions:
 
     def __post_init__(self):
         require("split", self.split, self.split in SPLITS, ", ".join(SPLITS))
-        require_counts(self, "draws", "images", "batch_size", "draws_at_once")
+        validate(self, "draws", "images", "batch_size", "draws_at_once")
 
     @property
     def counts(self) -> tuple[int, ...]:

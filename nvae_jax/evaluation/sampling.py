@@ -26,7 +26,7 @@ from nvae_jax.evaluation.trained import (
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.distributions import image_distribution, without_border
 from nvae_jax.model.nvae import NVAE
-from nvae_jax.options import require_counts
+from nvae_jax.options import validate
 
 Pixels = Literal["mean", "sample"]
 
@@ -96,7 +96,7 @@ class SampleOptions:
     name: str = "samples"
 
     def __post_init__(self):
-        require_counts(self, "num_images", "batch_size", "columns")
+        validate(self, "num_images", "batch_size", "columns")
 
 
 def sample(

@@ -19,7 +19,7 @@ from nvae_jax.config import from_mapping
 from nvae_jax.data.sources import Dataset, make_dataset
 from nvae_jax.model import ModelConfig, variable_shapes
 from nvae_jax.options import require
-from nvae_jax.parallel import DATA, make_mesh, replicated, shard_batch
+from nvae_jax.parallel import make_mesh, replicated, shard_batch
 from nvae_jax.workdir import Workdir
 
 _LOG_SECONDS = 10.0  # between two lines about progress
@@ -76,7 +76,7 @@ class TrainedModel:
         Yields: the number of the first item, and the outputs of the batch without its filling, as
           NumPy arrays.
         """
-        devices = self.mesh.shape[DATA]
+        devices = self.mesh.size
         share = batch_size * devices // jax.process_count()
         position = jax.process_index() * share + np.arange(share)
         previous: tuple[int, Any] | None = None
@@ -120,7 +120,7 @@ class TrainedModel:
         batches = self.in_batches(
             self.compile(function),
             number,
-            min(batch_size, math.ceil(number / self.mesh.shape[DATA])),
+            min(batch_size, math.ceil(number / self.mesh.size)),
             lambda index: jax.tree.map(lambda x: np.asarray(x)[index], arrays),
             what,
         )
