@@ -109,7 +109,8 @@ def fid(
     features = file.complete(_sample_features(model, options, temperatures), "samples")
 
     kid, kid_error = kernel_distance(reference, features)
-    some = [x[:_MANIFOLD_IMAGES] for x in (reference, features)]
+    rng = np.random.default_rng(0)
+    some = [rng.permutation(x)[:_MANIFOLD_IMAGES] for x in (reference, features)]
     precision, recall = precision_recall(*some)
     report = {
         "provenance": provenance | {"reference_images": len(reference)},
@@ -157,11 +158,15 @@ def _reference_features(model: TrainedModel, options: FIDOptions, digest: str) -
             x = jnp.where(mirrored[:, None, None, None], x[:, :, ::-1], x)
         return fid_features(variables["inception"], without_border(model.config, x))
 
-    def read(index: np.ndarray) -> dict[str, np.ndarray]:
+    number = min(len(source), options.reference_images)
+    # Not the first ones: many splits are in the order of their classes.
+    chosen = np.sort(np.random.default_rng(0).permutation(len(source))[:number])
+
+    def read(item: np.ndarray) -> dict[str, np.ndarray]:
+        index = chosen[item]
         images = np.stack([source[int(i)] for i in index])
         return {"image": images, "index": index.astype(np.uint32)}
 
-    number = min(len(source), options.reference_images)
     provenance = {
         "data": model.workdir.load_config().data.to_dict(),
         "split": options.split,

@@ -26,7 +26,8 @@ def fixed_split(dataset: Dataset, split: str) -> Source:
     """
     require("split", split, split in SPLITS, ", ".join(SPLITS))
     source = getattr(dataset, split)
-    return _FixedCrops(source, dataset.image_shape) if dataset.random_crop else source
+    cropped = dataset.random_crop and split == "train"
+    return _FixedCrops(source, dataset.image_shape) if cropped else source
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
