@@ -92,7 +92,7 @@ def validate(options: Any, *counts: str) -> None:
     """Checks what most options have in common.
 
     Raises: ValueError unless fields of a Literal type hold one of its values, `counts` are 1 or
-      more, or None, and `seed` is 0 or more.
+      more, or None, and `seed` is of 32 bits.
     """
     for name, kind in typing.get_type_hints(type(options)).items():
         if typing.get_origin(kind) is typing.Literal:
@@ -102,7 +102,7 @@ def validate(options: Any, *counts: str) -> None:
     for name in counts:
         value = getattr(options, name)
         require(name, value, value is None or value > 0, "1 or more")
-    require("seed", options.seed, options.seed >= 0, "0 or more")
+    require("seed", options.seed, 0 <= options.seed < 2**32, "0 to 2**32 - 1")
 
 
 def _field_texts(cls: type) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """The modes `encode`, `decode` and `reconstruct` against the model's own forward pass."""
 
+import functools
+
 import numpy as np
 import pytest
 from tiny import ONE_DEVICE, compile_quickly, make_run
@@ -18,6 +20,9 @@ from nvae_jax.evaluation.sampling import decoded_mean
 from nvae_jax.evaluation.trained import image_keys, open_run
 from nvae_jax.model import NVAE
 
+# One size of batches for all, so that the functions are compiled once.
+Options = functools.partial(DecodeOptions, batch_size=2)
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -35,21 +40,21 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         compile_quickly(monkeypatch)
         batch = {"x": x, "index": np.arange(4, dtype=np.uint32)}
-        yield path, model, x, model.map(forward, batch, 4)
+        yield path, model, x, model.map(forward, batch, 2)
 
 
 def test_latents_decode_to_the_reconstruction_of_the_forward_pass(run):
     path, model, _, reconstructions = run
-    file = encode(path, EncodeOptions(("test:0-3",), seed=3), ONE_DEVICE)
+    file = encode(path, EncodeOptions(("test:0-3",), seed=3, batch_size=2), ONE_DEVICE)
     for space in ("latents", "noise"):
-        images = decode(path, DecodeOptions(file, space=space), ONE_DEVICE)
+        images = decode(path, Options(file, space=space), ONE_DEVICE)
         np.testing.assert_allclose(images, reconstructions, atol=1e-4)
     assert (path / "decode" / "images.png").exists()
 
     # What is not taken from the file is the prior's: at temperature 0, its mean.
-    options = DecodeOptions(file, scales=(0,), temperature=(0.0,))
+    options = Options(file, scales=(0,), temperature=(0.0,))
     coarse = decode(path, options, ONE_DEVICE)
-    by_noise = decode(path, DecodeOptions(file, "noise", (0,), temperature=(0.0,)), ONE_DEVICE)
+    by_noise = decode(path, Options(file, "noise", (0,), temperature=(0.0,)), ONE_DEVICE)
     np.testing.assert_allclose(coarse, by_noise, atol=1e-4)
     assert np.abs(coarse - reconstructions).max() > 0.01
 
@@ -62,13 +67,13 @@ def test_latents_decode_to_the_reconstruction_of_the_forward_pass(run):
 
 def test_reconstructions_show_what_the_top_groups_hold(run):
     path, model, x, reconstructions = run
-    rows = reconstruct(path, ReconstructOptions(("test:0-3",), seed=3), ONE_DEVICE)
+    rows = reconstruct(path, ReconstructOptions(("test:0-3",), seed=3, batch_size=2), ONE_DEVICE)
     assert rows.shape == (4, 1 + 3, 28, 28, 1)
     np.testing.assert_array_equal(rows[:, 0], inputs_of(model.config, x))
     np.testing.assert_allclose(rows[:, 3], reconstructions, atol=1e-4)
     differs = np.abs(rows[:, 1:3] - rows[:, 3:]).max((2, 3, 4))
     assert (differs > 1e-3).all()
-    by_groups = ReconstructOptions(("test:0-3",), (0, 2, 4), "groups", seed=3)
+    by_groups = ReconstructOptions(("test:0-3",), (0, 2, 4), "groups", seed=3, batch_size=2)
     np.testing.assert_allclose(reconstruct(path, by_groups, ONE_DEVICE), rows, atol=1e-5)
 
 

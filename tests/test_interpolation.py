@@ -1,5 +1,7 @@
 """Ways between images: their ends, their lengths, and what stays."""
 
+import functools
+
 import numpy as np
 import pytest
 from tiny import ONE_DEVICE, compile_quickly, make_run
@@ -9,6 +11,8 @@ from nvae_jax.evaluation.interpolation import InterpolateOptions, interpolate, l
 from nvae_jax.evaluation.sampling import sample_batches
 from nvae_jax.evaluation.trained import open_run
 
+# One size of batches for all, so that the functions are compiled once.
+Options = functools.partial(InterpolateOptions, batch_size=2)
 RNG = np.random.default_rng(0)
 
 
@@ -43,9 +47,9 @@ def path(tmp_path_factory):
 @pytest.mark.parametrize("space", ["noise", "latents"])
 def test_ways_between_images_end_at_their_reconstructions(path, space):
     names = ("test:0-2",)
-    options = ReconstructOptions(names, (4,), "groups", posterior_temperature=0.0)
+    options = ReconstructOptions(names, (4,), "groups", posterior_temperature=0.0, batch_size=2)
     ends = reconstruct(path, options, ONE_DEVICE)[:, 1]
-    ways = interpolate(path, InterpolateOptions(names, space=space, steps=3), ONE_DEVICE)
+    ways = interpolate(path, Options(names, space=space, steps=3), ONE_DEVICE)
     assert ways.shape == (2, 3, 28, 28, 1)
     np.testing.assert_allclose(ways[:, 0], ends[:-1], atol=1e-4)
     np.testing.assert_allclose(ways[:, -1], ends[1:], atol=1e-4)
@@ -54,18 +58,19 @@ def test_ways_between_images_end_at_their_reconstructions(path, space):
 
 
 def test_scales_that_do_not_move_stay_the_firsts(path):
-    options = InterpolateOptions(("test:0-1",), space="latents", steps=2, groups=())
+    options = Options(("test:0-1",), space="latents", steps=2, groups=())
     (way,) = interpolate(path, options, ONE_DEVICE)
     np.testing.assert_allclose(way[0], way[1], atol=1e-5)
-    (way,) = interpolate(path, InterpolateOptions(("test:0-1",), steps=2, scales=(1,)), ONE_DEVICE)
+    (way,) = interpolate(path, Options(("test:0-1",), steps=2, scales=(1,)), ONE_DEVICE)
     assert np.abs(way[0] - way[1]).max() > 1e-3
 
 
 def test_ways_between_samples_end_at_them(path):
     model = open_run(path, ONE_DEVICE)
     temperatures = np.full(4, 0.7, np.float32)
-    ((_, samples),) = sample_batches(model, 3, temperatures, seed=5, batch_size=3)
-    options = InterpolateOptions(samples=2, steps=3, temperature=0.7, seed=5, animation="webp")
+    batches = sample_batches(model, 3, temperatures, seed=5, batch_size=2)
+    samples = np.concatenate([images for _, images in batches])
+    options = Options(samples=2, steps=3, temperature=0.7, seed=5, animation="webp")
     ways = interpolate(path, options, ONE_DEVICE)
     np.testing.assert_allclose(ways[:, 0], samples[:2], atol=1e-4)
     np.testing.assert_allclose(ways[:, -1], samples[1:], atol=1e-4)
@@ -73,8 +78,8 @@ def test_ways_between_samples_end_at_them(path):
 
 def test_impossible_ways_are_refused(path):
     with pytest.raises(ValueError, match="steps is 1; allowed: 2 or more"):
-        InterpolateOptions(steps=1)
+        Options(steps=1)
     with pytest.raises(ValueError, match="space is 'latents'; allowed: noise, between samples"):
-        InterpolateOptions(samples=2, space="latents")
+        Options(samples=2, space="latents")
     with pytest.raises(ValueError, match="allowed: two images or more"):
-        interpolate(path, InterpolateOptions(("test:0",)), ONE_DEVICE)
+        interpolate(path, Options(("test:0",)), ONE_DEVICE)

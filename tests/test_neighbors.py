@@ -50,7 +50,7 @@ def test_search_by_blocks_finds_what_a_whole_search_finds(path, flip):
 
 
 def test_report_and_picture(path):
-    report = neighbors(path, NeighborsOptions(num_images=2, nearest=3), ONE_DEVICE)
+    report = neighbors(path, NeighborsOptions(num_images=2, nearest=3, batch_size=1), ONE_DEVICE)
     assert json.loads((path / "neighbors" / "neighbors.json").read_text()) == json.loads(
         json.dumps(report)
     )

@@ -212,7 +212,7 @@ def reconstruct(
         [np.repeat(z, columns, axis=0) for z in latents.values],
         given=np.tile(kept, (len(x), 1)),
         temperatures=group_temperatures(model.config, options.temperature),
-        seed=options.seed + 1,  # not the posterior's draws again
+        seed=options.seed,
         index=np.repeat(np.arange(len(x)), columns),
         batch_size=options.batch_size,
     )

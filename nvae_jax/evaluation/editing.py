@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from nvae_jax.evaluation.latents import (
 )
 from nvae_jax.evaluation.sampling import decoded_mean, sampled_pixels
 from nvae_jax.evaluation.trained import TrainedModel, group_temperatures, image_keys, open_run
-from nvae_jax.model import NVAE, Latents
+from nvae_jax.model import NVAE, Latents, ModelConfig
 from nvae_jax.options import require, validate
 
 
@@ -152,7 +153,7 @@ def vary(model: TrainedModel, x: np.ndarray, options: EditOptions) -> np.ndarray
         options.space,
         given=given,
         temperatures=group_temperatures(model.config, options.temperature),
-        seed=options.seed + 1,  # not the posterior's draws again
+        seed=options.seed,
         batch_size=options.batch_size,
     )
     return _rows([inputs_of(model.config, x)], images)
@@ -191,7 +192,7 @@ def inpaint(model: TrainedModel, x: np.ndarray, options: EditOptions) -> np.ndar
 
     Columns: the image, the image without the region, and the variations.
     """
-    config, network = model.config, NVAE(model.config)
+    config = model.config
     height, width, _ = config.image_shape
     top, left, rows, columns = options.region or (0, 0, 0, 0)
     border = config.border
@@ -203,29 +204,38 @@ def inpaint(model: TrainedModel, x: np.ndarray, options: EditOptions) -> np.ndar
     unknown = np.zeros((height, width, 1), bool)
     unknown[border + top :, border + left :][:rows, :columns] = True
     start = np.where(unknown, np.float32(0.5), x)
+    repeated = np.repeat(start, options.variations, axis=0)
+    arrays = {"x": repeated, "index": np.arange(len(repeated), dtype=np.uint32)}
+    constants = unknown, np.int32(options.rounds), np.uint32(options.seed)
+    filler = _filler(config)
+    filled = model.map(filler, arrays, options.batch_size, "images filled", constants=constants)
+    shown = [inputs_of(config, images) for images in (x, start)]
+    return _rows(shown, inputs_of(config, filled))
 
-    def fill(variables: Any, batch: Any) -> Array:
-        def draw(number: Array, images: Array) -> tuple[Any, Array]:
-            keys = image_keys(options.seed, batch["index"], number)
-            output: Any = network.apply(variables, images, False, keys)
-            return output.logits, image_keys(options.seed + 1, batch["index"], number)
+
+@functools.cache
+def _filler(config: ModelConfig) -> Callable[..., Array]:
+    network, border = NVAE(config), config.border
+
+    def fill(variables: Any, batch: Any, unknown: Array, rounds: Array, seed: Array) -> Array:
+        def draw(number: Array, images: Array) -> Array:
+            """Logits, given a posterior draw."""
+            keys = image_keys(seed, batch["index"], 2 * number)
+            logits: Array = network.apply(variables, images, False, keys).logits
+            return logits
 
         def replace(images: Array, pixels: Array) -> Array:
             padding = ((0, 0), (border, border), (border, border), (0, 0))
             return jnp.where(unknown, jnp.pad(pixels, padding), images)
 
-        def round_(number: Array, images: Array) -> Array:
-            return replace(images, sampled_pixels(config, *draw(number, images)))
+        def fill_again(number: Array, images: Array) -> Array:
+            keys = image_keys(seed, batch["index"], 2 * number + 1)
+            return replace(images, sampled_pixels(config, draw(number, images), keys))
 
-        images = lax.fori_loop(0, options.rounds - 1, round_, batch["x"])
-        logits, _ = draw(jnp.asarray(options.rounds - 1), images)
-        return replace(images, decoded_mean(config, logits))
+        images = lax.fori_loop(0, rounds - 1, fill_again, batch["x"])
+        return replace(images, decoded_mean(config, draw(rounds - 1, images)))
 
-    repeated = np.repeat(start, options.variations, axis=0)
-    index = np.arange(len(repeated), dtype=np.uint32)
-    filled = model.map(fill, {"x": repeated, "index": index}, options.batch_size, "images filled")
-    shown = [inputs_of(config, images) for images in (x, start)]
-    return _rows(shown, inputs_of(config, filled))
+    return fill
 
 
 def _encode(model: TrainedModel, x: np.ndarray, options: EditOptions) -> Latents:

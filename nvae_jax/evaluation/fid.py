@@ -106,7 +106,11 @@ def fid(
         reference = _read_reference(Path(options.reference), digest)
     provenance = dataclasses.asdict(options) | {"step": model.step, "weights_sha256": digest}
     file = _FeatureFile(model, f"fid/samples_{options.seed}", provenance)
-    features = file.complete(_sample_features(model, options, temperatures), "samples")
+    features = file.complete(
+        _sample_features(model, options),
+        "samples",
+        constants=(np.uint32(options.seed), temperatures),
+    )
 
     kid, kid_error = kernel_distance(reference, features)
     rng = np.random.default_rng(0)
@@ -135,11 +139,12 @@ def fid(
 Work = tuple[Callable[..., Any], int, int, Callable[[np.ndarray], Any]]
 
 
-def _sample_features(model: TrainedModel, options: FIDOptions, temperatures: np.ndarray) -> Work:
-    draw = make_draw(model.config, temperatures, options.seed, options.pixels)
+def _sample_features(model: TrainedModel, options: FIDOptions) -> Work:
+    draw = make_draw(model.config, options.pixels)
 
-    def features(variables: Any, index: Array) -> Array:
-        return fid_features(variables["inception"], draw(variables["nvae"], index))
+    def features(variables: Any, index: Array, seed: Array, temperatures: Array) -> Array:
+        images = draw(variables["nvae"], index, seed, temperatures)
+        return fid_features(variables["inception"], images)
 
     def read(index: np.ndarray) -> np.ndarray:
         return index.astype(np.uint32)
@@ -212,14 +217,14 @@ class _FeatureFile:
         model.workdir.write(f"{name}.f32", self.features.tobytes())
         model.workdir.write(f"{name}.json", text.encode())
 
-    def complete(self, work: Work, what: str) -> np.ndarray:
+    def complete(self, work: Work, what: str, constants: tuple[Any, ...] = ()) -> np.ndarray:
         """Computes and keeps what is missing; returns all features, (N, 2048)."""
         function, number, batch_size, read = work
         parts, done = [self.features], len(self.features)
         if done > 0:
             self._model.workdir.log(f"{done:,} of {number:,} {what} are done already")
         batches = self._model.in_batches(
-            self._model.compile(function), number, batch_size, read, what, done
+            self._model.compile(function), number, batch_size, read, what, done, constants
         )
         for _, features in batches:
             if not np.isfinite(features).all():

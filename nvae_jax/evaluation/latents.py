@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from nvae_jax.evaluation.sampling import decoded_mean
-from nvae_jax.evaluation.trained import (
-    TrainedModel,
-    image_keys,
-    image_noise,
-)
+from nvae_jax.evaluation.trained import TrainedModel, image_keys, image_noise
 from nvae_jax.model import NVAE, Latents, ModelConfig
 from nvae_jax.model.distributions import without_border
 from nvae_jax.options import require
@@ -38,16 +36,22 @@ def encode_images(
       seed: of the draws; image i depends on it and on i alone.
       batch_size: images at a time on each device.
     """
-    network = NVAE(model.config)
+    arrays = {"x": x, "index": np.arange(len(x), dtype=np.uint32)}
+    constants = np.uint32(seed), np.float32(posterior_temperature)
+    return model.map(
+        _encoder(model.config), arrays, batch_size, "images encoded", constants=constants
+    )
 
-    def encode(variables: Any, batch: Any) -> Any:
-        noise = image_noise(
-            model.config, image_keys(seed, batch["index"]), scale=posterior_temperature
-        )
+
+@functools.cache
+def _encoder(config: ModelConfig) -> Callable[..., Latents]:
+    network = NVAE(config)
+
+    def encode(variables: Any, batch: Any, seed: Array, scale: Array) -> Any:
+        noise = image_noise(config, image_keys(seed, batch["index"]), scale)
         return network.apply(variables, batch["x"], noise, method="encode")
 
-    index = np.arange(len(x), dtype=np.uint32)
-    return model.map(encode, {"x": x, "index": index}, batch_size, "images encoded")
+    return encode
 
 
 def decode_latents(
@@ -75,32 +79,41 @@ def decode_latents(
 
     Returns: decoder means (N, h, w, C) in [0, 1], without the border.
     """
-    network, number = NVAE(model.config), len(latents[0])
-    if given is None:
-        given = np.ones((number, model.config.total_groups), bool)
-    if index is None:
-        index = np.arange(number)
+    number, groups = len(latents[0]), model.config.total_groups
+    arrays = {
+        "latents": list(latents),
+        "given": np.ones((number, groups), bool) if given is None else given,
+        "index": np.arange(number) if index is None else index,
+    }
+    arrays["index"] = arrays["index"].astype(np.uint32)
+    scales = np.broadcast_to(np.asarray(temperatures, np.float32), groups)
+    constants = np.uint32(seed), scales
+    decoder = _decoder(model.config, space)
+    return model.map(decoder, arrays, batch_size, "images decoded", constants=constants)
 
-    def decode(variables: Any, batch: Any) -> Any:
+
+@functools.cache
+def _decoder(config: ModelConfig, space: Space) -> Callable[..., Array]:
+    network = NVAE(config)
+
+    def decode(variables: Any, batch: Any, seed: Array, temperatures: Array) -> Array:
         values, given = batch["latents"], batch["given"]
-        keys = image_keys(seed, batch["index"])
+        keys = image_keys(seed, batch["index"], draw=1)  # 0 is the posterior's, in `encode_images`
         if space == "latents":
             logits: Any = network.apply(
-                variables, values, given, jnp.asarray(temperatures), keys, method="decode"
+                variables, values, given, temperatures, keys, method="decode"
             )
         else:
             # What is drawn takes its temperature with it; what is given has its own.
-            scales = jnp.broadcast_to(temperatures, (model.config.total_groups,))
-            drawn = image_noise(model.config, keys)
+            drawn = image_noise(config, keys)
             noise = [
-                jnp.where(given[:, g, None, None, None], values[g], scales[g] * drawn[g])
-                for g in range(len(values))
+                jnp.where(given[:, g, None, None, None], values[g], temperatures[g] * drawn[g])
+                for g in range(config.total_groups)
             ]
             logits = network.apply(variables, len(keys), 1.0, noise, method="sample_prior")
-        return decoded_mean(model.config, logits)
+        return decoded_mean(config, logits)
 
-    arrays = {"latents": list(latents), "given": given, "index": index.astype(np.uint32)}
-    return model.map(decode, arrays, batch_size, "images decoded")
+    return decode
 
 
 def chosen_groups(

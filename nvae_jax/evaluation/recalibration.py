@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
 from nvae_jax.evaluation.files import npz
 from nvae_jax.evaluation.trained import TrainedModel
-from nvae_jax.model import NVAE
+from nvae_jax.model import NVAE, ModelConfig
 from nvae_jax.parallel import replicated
 
 BATCHES, BATCH_SIZE = 500, 16  # of the original (NVAE, §4.2)
@@ -44,25 +45,12 @@ def recalibrate(
 
     Raises: FloatingPointError if they are not finite.
     """
-    network = NVAE(model.config)
-
-    def update(batch_stats: Any, params: Any, number: Array) -> Any:
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        _, updated = network.apply(
-            {"params": params, "batch_stats": batch_stats},
-            batch_size,
-            jnp.asarray(temperatures),
-            train=True,
-            method="sample_prior",
-            rngs={"sample": key},
-            mutable=["batch_stats"],
-        )
-        return {**batch_stats, **updated["batch_stats"]}
-
-    step = jax.jit(update, out_shardings=replicated(model.mesh))
+    step = model.compile(_update(model.config, batch_size))
     batch_stats = model.variables["batch_stats"]
     for number in range(batches):
-        batch_stats = step(batch_stats, model.variables["params"], np.uint32(number))
+        batch_stats = step(
+            batch_stats, model.variables["params"], np.uint32(seed), np.uint32(number), temperatures
+        )
         if (number + 1) % 100 == 0:
             jax.block_until_ready(batch_stats)
             model.workdir.log(f"recalibration: {number + 1:,}/{batches:,} batches")
@@ -77,6 +65,27 @@ def recalibrate(
             "them; a lower temperature, or the running statistics, may do"
         )
     return batch_stats
+
+
+@functools.cache
+def _update(config: ModelConfig, batch_size: int) -> Callable[..., Any]:
+    network = NVAE(config)
+
+    def update(
+        batch_stats: Any, params: Any, seed: Array, number: Array, temperatures: Array
+    ) -> Any:
+        _, updated = network.apply(
+            {"params": params, "batch_stats": batch_stats},
+            batch_size,
+            temperatures,
+            train=True,
+            method="sample_prior",
+            rngs={"sample": jax.random.fold_in(jax.random.key(seed), number)},
+            mutable=["batch_stats"],
+        )
+        return {**batch_stats, **updated["batch_stats"]}
+
+    return update
 
 
 def recalibrated(

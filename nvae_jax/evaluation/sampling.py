@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import time
@@ -10,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
@@ -183,20 +183,28 @@ def sample_batches(
     def numbers(index: np.ndarray) -> np.ndarray:
         return index.astype(np.uint32)
 
-    compiled = model.compile(make_draw(model.config, temperatures, seed, pixels))
-    return model.in_batches(compiled, number, batch_size, numbers, "images sampled")
+    return model.in_batches(
+        model.compile(make_draw(model.config, pixels)),
+        number,
+        batch_size,
+        numbers,
+        "images sampled",
+        constants=(np.uint32(seed), temperatures),
+    )
 
 
-def make_draw(
-    config: ModelConfig, temperatures: np.ndarray, seed: int, pixels: Pixels = "mean"
-) -> Callable[[Any, Array], Array]:
-    """A function `(variables, index) → images` from the prior, for `jit`; see `sample_batches`."""
+@functools.cache
+def make_draw(config: ModelConfig, pixels: Pixels = "mean") -> Callable[..., Array]:
+    """A function `(variables, index, seed, temperatures) → images` from the prior, for `jit`.
+
+    See `sample_batches`.
+    """
     network = NVAE(config)
 
-    def draw(variables: Any, index: Array) -> Array:
+    def draw(variables: Any, index: Array, seed: Array, temperatures: Array) -> Array:
         keys = image_keys(seed, index)
         logits: Any = network.apply(
-            variables, len(index), jnp.asarray(temperatures), keys, method="sample_prior"
+            variables, len(index), temperatures, keys, method="sample_prior"
         )
         if pixels == "mean":
             return decoded_mean(config, logits)

@@ -47,7 +47,10 @@ class TrainedModel:
     step: int
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A compiled `function`, whose outputs every device gets whole."""
+        """A compiled `function`, whose outputs every device gets whole.
+
+        The same function again is not compiled again.
+        """
         return jax.jit(function, out_shardings=replicated(self.mesh))
 
     def in_batches(
@@ -58,6 +61,7 @@ class TrainedModel:
         read: Callable[[np.ndarray], Any],
         what: str | None = None,
         start: int = 0,
+        constants: tuple[Any, ...] = (),
     ) -> Iterator[tuple[int, Any]]:
         """Runs a compiled function over numbered items, a batch at a time.
 
@@ -66,12 +70,13 @@ class TrainedModel:
         read while the devices work.
 
         Args:
-          compiled: of `compile`; called with the variables and a batch.
+          compiled: of `compile`; called with the variables, a batch, and the constants.
           number: how many items there are.
           batch_size: items at a time on each device.
           read: from item numbers (B,) to a batch, a tree of NumPy arrays (B, …).
           what: what the items are, for lines about progress; None: none.
           start: the first item that is wanted.
+          constants: further arguments, the same for all batches.
 
         Yields: the number of the first item, and the outputs of the batch without its filling, as
           NumPy arrays.
@@ -98,7 +103,7 @@ class TrainedModel:
 
         for first in range(start, number, batch_size * devices):
             batch = shard_batch(self.mesh, read(np.minimum(first + position, number - 1)))
-            running = first, compiled(self.variables, batch)
+            running = first, compiled(self.variables, batch, *constants)
             if previous is not None:
                 yield finish(*previous)
             previous = running
@@ -111,8 +116,11 @@ class TrainedModel:
         arrays: Any,
         batch_size: int,
         what: str | None = None,
+        constants: tuple[Any, ...] = (),
     ) -> Any:
-        """Runs `function(variables, batch)` over all of `arrays`, a tree of (N, …) NumPy arrays.
+        """Runs a function of the variables, a batch and the constants over all of `arrays`.
+
+        `arrays` is a tree of NumPy arrays (N, …).
 
         Returns: its outputs for all N, NumPy arrays in a tree of the same structure.
         """
@@ -123,6 +131,7 @@ class TrainedModel:
             min(batch_size, math.ceil(number / self.mesh.size)),
             lambda index: jax.tree.map(lambda x: np.asarray(x)[index], arrays),
             what,
+            constants=constants,
         )
         outputs = [outputs for _, outputs in batches]
         return jax.tree.map(lambda *x: np.concatenate(x), *outputs)
@@ -166,7 +175,7 @@ def open_run(path: str | os.PathLike[str], mesh: Mesh | None = None) -> TrainedM
     )
 
 
-def image_keys(seed: int, index: Array, draw: int | Array = 0) -> Array:
+def image_keys(seed: int | Array, index: Array, draw: int | Array = 0) -> Array:
     """One PRNG key an image, (B,), by seed, number of the image (B,) and number of the draw alone.
 
     With it an image's noise is the same in any batch, on any device.
@@ -176,7 +185,7 @@ def image_keys(seed: int, index: Array, draw: int | Array = 0) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
-def image_noise(config: ModelConfig, keys: Array, scale: float = 1.0) -> list[Array]:
+def image_noise(config: ModelConfig, keys: Array, scale: float | Array = 1.0) -> list[Array]:
     """The draws that a model makes of a key (B,) an image, times `scale`: (B, h, w, Z) a group."""
     parts = jax.vmap(lambda key: jax.random.split(key, config.total_groups))(keys)
     return [
