@@ -3,6 +3,9 @@
 With `--mode` it does something else than train: `--mode sample --workdir DIR --num_images=64`.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -25,7 +28,7 @@ from nvae_jax.parallel import keep_compiled_programs, keep_freed_memory
 from nvae_jax.training.loop import train
 
 # What can be asked of a trained model: the options of each mode, and what it does.
-MODES = {
+MODES: dict[str, tuple[type, Callable[..., Any]]] = {
     "evaluate": (EvaluateOptions, evaluate),
     "sample": (SampleOptions, sample),
     "encode": (EncodeOptions, encode),

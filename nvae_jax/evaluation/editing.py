@@ -221,8 +221,8 @@ def _filler(config: ModelConfig) -> Callable[..., Array]:
         def draw(number: Array, images: Array) -> Array:
             """Logits, given a posterior draw."""
             keys = image_keys(seed, batch["index"], 2 * number)
-            logits: Array = network.apply(variables, images, False, keys).logits
-            return logits
+            output: Any = network.apply(variables, images, False, keys)
+            return output.logits
 
         def replace(images: Array, pixels: Array) -> Array:
             padding = ((0, 0), (border, border), (border, border), (0, 0))

@@ -114,8 +114,8 @@ def fid(
 
     kid, kid_error = kernel_distance(reference, features)
     rng = np.random.default_rng(0)
-    some = [rng.permutation(x)[:_MANIFOLD_IMAGES] for x in (reference, features)]
-    precision, recall = precision_recall(*some)
+    real, fake = (rng.permutation(x)[:_MANIFOLD_IMAGES] for x in (reference, features))
+    precision, recall = precision_recall(real, fake)
     report = {
         "provenance": provenance | {"reference_images": len(reference)},
         "fid": frechet_distance(*gaussian(reference), *gaussian(features)),

@@ -8,6 +8,7 @@ those of torchvision and pytorch-fid.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -84,10 +85,17 @@ class Inception(nn.Module):
 
     def _block_c(self, x: Array, name: str, width: int) -> Array:
         row, column = (1, 7), (7, 1)
-        twice = [(width, 1), (width, column), (width, row), (width, column), (192, row)]
+        twice: list[tuple[int, Kernel]] = [
+            (width, 1),
+            (width, column),
+            (width, row),
+            (width, column),
+            (192, row),
+        ]
+        once: list[tuple[int, Kernel]] = [(width, 1), (width, row), (192, column)]
         branches = (
             self._conv(x, f"{name}.branch1x1", 192),
-            self._chain(x, f"{name}.branch7x7", [(width, 1), (width, row), (192, column)]),
+            self._chain(x, f"{name}.branch7x7", once),
             self._chain(x, f"{name}.branch7x7dbl", twice),
             self._conv(_average(x), f"{name}.branch_pool", 192),
         )
@@ -132,7 +140,7 @@ def fid_inputs(images: Array) -> Array:
 
 def fid_features(params: dict, images: Array) -> Array:
     """Features (B, 2048) of images (B, H, W, 1 or 3) in [0, 1]."""
-    features: Array = Inception().apply({"params": params}, fid_inputs(images))
+    features: Any = Inception().apply({"params": params}, fid_inputs(images))
     return features
 
 

@@ -65,7 +65,8 @@ def load_images(model: TrainedModel, names: Sequence[str], field: str) -> np.nda
       FileNotFoundError: there is no such file.
     """
     require(field, tuple(names), len(names) > 0, "test:3, train:0-7 or files of images")
-    levels, index = [], []
+    levels: list[np.ndarray] = []
+    index: list[int] = []
     for name in names:
         if found := re.fullmatch(rf"({'|'.join(SPLITS)}):(\d+)(?:-(\d+))?", name):
             source = fixed_split(model.dataset, found[1])

@@ -83,9 +83,8 @@ def decode_latents(
     arrays = {
         "latents": list(latents),
         "given": np.ones((number, groups), bool) if given is None else given,
-        "index": np.arange(number) if index is None else index,
+        "index": np.asarray(np.arange(number) if index is None else index, np.uint32),
     }
-    arrays["index"] = arrays["index"].astype(np.uint32)
     scales = np.broadcast_to(np.asarray(temperatures, np.float32), groups)
     constants = np.uint32(seed), scales
     decoder = _decoder(model.config, space)

@@ -160,7 +160,8 @@ def make_image_likelihood(
         def repeat(array: Array, axis: int) -> Array:
             return jnp.concatenate([array] * draws_at_once, axis)
 
-        top, taps = model.apply(variables, x, False, method="bottom_up")
+        features: Any = model.apply(variables, x, False, method="bottom_up")
+        top, taps = features
         encoded = repeat(top, 0), [repeat(tap, 1) for tap in taps]
         images = repeat(x, 0)
 

@@ -118,11 +118,11 @@ def recalibrated(
     path = model.workdir.path / name
     if path.exists():
         with np.load(path) as file:
-            arrays = {tuple(key.split("/")): file[key] for key in file if key != "provenance"}
+            arrays = {key: file[key] for key in file if key != "provenance"}
         model.workdir.log(f"recalibrated statistics from {path}")
-        batch_stats = jax.device_put(unflatten_dict(arrays), replicated(model.mesh))
+        batch_stats = jax.device_put(unflatten_dict(arrays, sep="/"), replicated(model.mesh))
     else:
         batch_stats = recalibrate(model, temperatures, batches, batch_size, seed)
-        arrays = {"/".join(key): np.asarray(x) for key, x in flatten_dict(batch_stats).items()}
-        model.workdir.write(name, npz(provenance=np.asarray(provenance), **arrays))
+        named = flatten_dict(batch_stats, sep="/")
+        model.workdir.write(name, npz(provenance=np.asarray(provenance), **named))
     return dataclasses.replace(model, variables={**model.variables, "batch_stats": batch_stats})

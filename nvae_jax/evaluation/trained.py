@@ -175,7 +175,7 @@ def open_run(path: str | os.PathLike[str], mesh: Mesh | None = None) -> TrainedM
     )
 
 
-def image_keys(seed: int | Array, index: Array, draw: int | Array = 0) -> Array:
+def image_keys(seed: int | Array, index: Array | np.ndarray, draw: int | Array = 0) -> Array:
     """One PRNG key an image, (B,), by seed, number of the image (B,) and number of the draw alone.
 
     With it an image's noise is the same in any batch, on any device.

@@ -85,7 +85,7 @@ class LatentGroup(nn.Module):
         noise, terms = _draw(inputs.noise, (*h.shape[:-1], config.num_latents)), None
         if inputs.tap is None:
             z = Normal.from_raw(*prior_raw, temperature=inputs.temperature).sample(noise)
-            if inputs.latents is not None:
+            if inputs.latents is not None and inputs.given is not None:
                 z = jnp.where(inputs.given[:, None, None, None], inputs.latents, z)
         else:
             z, terms = self._posterior(h, inputs.tap, noise, prior_raw)

@@ -51,8 +51,8 @@ class Latents:
       temperature 1.
     """
 
-    values: list[Array]
-    noise: list[Array]
+    values: list[Any]
+    noise: list[Any]
 
 
 class NVAE(nn.Module):
