@@ -43,7 +43,8 @@ def run(tmp_path_factory):
 def test_report_is_that_of_its_images(run):
     path, result = run
     index = jnp.arange(7)
-    levels = jnp.stack([open_run(path, ONE_DEVICE).dataset.test[i] for i in range(7)])
+    test = open_run(path, ONE_DEVICE).dataset.test
+    levels = jnp.stack([test[i] for i in range(7)])
     x = prepare_eval(levels, index, binarize=True, num_bits=8)
     scores = cheap_likelihood(RUN_CONFIG, (1, 3), 1, OPTIONS.seed)(None, x, index)
     kl = np.asarray(scores["kl_per_channel"], np.float64)
