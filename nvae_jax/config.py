@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A run's configuration is impossible, or is not that of its work directory."""
+    """What was asked for is impossible, or does not fit the work directory."""
 
 
 def from_mapping(cls: type[T], mapping: Any, field: str) -> T:

@@ -1,28 +1,59 @@
 """The command line: `python -m nvae_jax.main --config configs/digits.py --workdir DIR`.
 
-`--mode prepare` brings the configuration's dataset onto this machine and does not train.
+With `--mode` it does something else than train: `--mode prepare` brings the configuration's dataset
+onto this machine, `--mode sample --workdir DIR --num_images=64` and others use a trained model.
 
 It exits with 0 when all is done, or when SIGTERM asked it to stop and the run was saved; with 2
 if it refuses what it was asked for; and with another code if something went wrong.
 """
 
 import sys
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from nvae_jax.config import ConfigError
 from nvae_jax.data.prepare import prepare
+from nvae_jax.evaluation.coding import (
+    DecodeOptions,
+    EncodeOptions,
+    ReconstructOptions,
+    decode,
+    encode,
+    reconstruct,
+)
+from nvae_jax.evaluation.editing import EditOptions, edit
+from nvae_jax.evaluation.fid import FIDOptions, fid
+from nvae_jax.evaluation.interpolation import InterpolateOptions, interpolate
+from nvae_jax.evaluation.neighbors import NeighborsOptions, neighbors
+from nvae_jax.evaluation.report import EvaluateOptions, evaluate
+from nvae_jax.evaluation.sampling import SampleOptions, sample
+from nvae_jax.options import define_flags, read_flags
 from nvae_jax.parallel import keep_compiled_programs, keep_freed_memory
 from nvae_jax.processes import Preemption, connect
 from nvae_jax.training.loop import train
+
+# What can be asked of a trained model: the options of each mode, and what it does.
+MODES: dict[str, tuple[type, Callable[..., Any]]] = {
+    "evaluate": (EvaluateOptions, evaluate),
+    "sample": (SampleOptions, sample),
+    "encode": (EncodeOptions, encode),
+    "decode": (DecodeOptions, decode),
+    "reconstruct": (ReconstructOptions, reconstruct),
+    "interpolate": (InterpolateOptions, interpolate),
+    "edit": (EditOptions, edit),
+    "neighbors": (NeighborsOptions, neighbors),
+    "fid": (FIDOptions, fid),
+}
+_OPTIONS = {mode: options for mode, (options, _) in MODES.items()}
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "What to train; single fields as --config.training.seed=1.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: new, or one to go on with.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "prepare"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "prepare", *MODES], "What to do.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "One process of many: host:port of the first."
 )
@@ -34,19 +65,17 @@ _DISTRIBUTED = flags.DEFINE_bool(
 _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
     "heartbeat_timeout", 60, "Seconds of silence after which a process counts as dead."
 )
+define_flags(_OPTIONS)
 
 
 def main(argv: list[str]) -> None:
     """Does what the flags say."""
     del argv
-    preemption = Preemption()
+    preemption = Preemption() if _MODE.value == "train" else None
     logging.set_verbosity(logging.WARNING)
     keep_freed_memory()
     keep_compiled_programs()
     try:
-        if _MODE.value == "prepare":
-            prepare(_CONFIG.value)
-            return
         if _DISTRIBUTED.value or _COORDINATOR.value:
             connect(
                 _COORDINATOR.value,
@@ -54,7 +83,13 @@ def main(argv: list[str]) -> None:
                 _PROCESS_ID.value,
                 _HEARTBEAT_TIMEOUT.value,
             )
-        train(_CONFIG.value, str(_WORKDIR.value), preemption)
+        if _MODE.value == "train":
+            train(_CONFIG.value, str(_WORKDIR.value), preemption)
+        elif _MODE.value == "prepare":
+            prepare(_CONFIG.value)
+        else:
+            _, run = MODES[_MODE.value]
+            run(_WORKDIR.value, read_flags(_MODE.value, _OPTIONS, flags.FLAGS.flag_values_dict()))
     except ConfigError as error:
         _refuse(error)
 
@@ -64,7 +99,8 @@ def _parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise flags.Error(f"unexpected arguments: {' '.join(rest[1:])}")
-        _CONFIG.value.keys()  # fails if the file could not be loaded
+        if _CONFIG.value is not None:
+            _CONFIG.value.keys()  # fails if the file could not be loaded
         return rest
     except (flags.Error, AttributeError, KeyError, OSError, ValueError) as error:
         _refuse(error)
@@ -80,10 +116,14 @@ def _refuse(error: Exception) -> NoReturn:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
+    flags.register_multi_flags_validator(
+        ["mode", "config"],
+        lambda values: values["mode"] not in ("train", "prepare") or values["config"],
+        "--mode train and --mode prepare need --config",
+    )
     flags.register_multi_flags_validator(
         ["mode", "workdir"],
         lambda values: values["mode"] == "prepare" or values["workdir"],
-        "--workdir is needed",
+        "--workdir is needed, by all modes but prepare",
     )
     app.run(main, flags_parser=_parse)

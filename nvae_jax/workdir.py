@@ -7,6 +7,7 @@
 ``log.txt``              what the run said, line by line
 ``metrics.jsonl``        what it measured, one JSON object a line
 ``done.json``            the last validation; it is there once training has come to its end
+``<mode>/``              what a mode of evaluation has made
 ======================== ======================================
 
 Every process of a multi-host run opens the same folder, on a shared file system, and makes the same
@@ -188,6 +189,21 @@ class Workdir:
         png = io.BytesIO()
         Image.fromarray(image_grid(images, columns)).save(png, format="PNG")
         _write(self.path / "pictures" / f"{name}.png", png.getvalue())
+
+    def write(self, name: str, content: bytes) -> epath.Path:
+        """Writes the file ``name`` of this folder as a whole, and returns its path."""
+        path = self.path / name
+        _write(path, content)
+        return path
+
+    def append(self, name: str, line: str) -> None:
+        """Appends a line to the file ``name`` of this folder."""
+        _append(self.path / name, line)
+
+    def remove(self, name: str) -> None:
+        """Removes the file ``name`` of this folder, if it is there."""
+        if jax.process_index() == 0:
+            (self.path / name).unlink(missing_ok=True)
 
     def log(self, message: str) -> None:
         """Prints ``message``, and appends it to ``log.txt`` behind the local time."""

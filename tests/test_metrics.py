@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvae_jax.training.metrics import bits_per_dimension, flatten_metrics, mean_metrics
+from nvae_jax.model.distributions import bits_per_dimension
+from nvae_jax.training.metrics import flatten_metrics, mean_metrics
 
 
 def test_uniform_guess_of_8_bits_is_8_bits():

@@ -2,18 +2,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import CONFIG
+from tiny import CONFIG, random_variables
 
 from nvae_jax.data.sources import make_dataset
 from nvae_jax.evaluation.pictures import COLUMNS, TEMPERATURES, draw_curves, make_pictures
 from nvae_jax.evaluation.sampling import make_sampler
-from nvae_jax.model import NVAE
 
 
 @pytest.fixture(scope="module")
 def variables():
-    x = jnp.zeros((2, *CONFIG.image_shape))
-    return NVAE(CONFIG).init(jax.random.key(0), x, train=True)
+    return random_variables(CONFIG)
 
 
 def test_pictures_have_a_row_a_temperature_and_inputs_above_outputs(variables):

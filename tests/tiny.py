@@ -1,7 +1,16 @@
-"""The smallest model that the tests of runs and evaluation share."""
+"""The smallest model that the tests of runs and evaluation share, and a run that has made it."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
 
 from configs import digits
-from nvae_jax.model import ModelConfig
+from nvae_jax.evaluation.trained import TrainedModel
+from nvae_jax.model import ModelConfig, variable_shapes
+from nvae_jax.parallel import make_mesh, replicated
+from nvae_jax.workdir import Workdir
 
 CONFIG = ModelConfig(
     image_shape=(32, 32, 1),
@@ -42,3 +51,39 @@ def tiny_config(**changes):
     config = digits.get_config()
     config.update_from_flattened_dict(RUN | changes)
     return config
+
+
+# Two scales of two groups.
+RUN_CONFIG = dataclasses.replace(CONFIG, num_scales=2, num_blocks=2, squeeze_excite=False)
+ONE_DEVICE = make_mesh(jax.devices()[:1])
+
+
+def random_variables(config):
+    """Parameters and statistics in no special state."""
+    rng = np.random.default_rng(0)
+
+    def draw(key, shape):
+        centre = {"scale": 1.0, "var": 1.0}.get(key[-1].key, 0.0)
+        return np.float32(rng.uniform(centre - 0.5, centre + 0.5, shape.shape))
+
+    return jax.tree_util.tree_map_with_path(draw, variable_shapes(config))
+
+
+def make_run(path, config=RUN_CONFIG, **data):
+    """A work directory as a training of `config` leaves it, of `random_variables`."""
+    workdir = Workdir(path)
+    sections = {"model": dataclasses.asdict(config), "data": data or {"name": "digits"}}
+    workdir.save_config(ConfigDict(sections | {"training": {"ema_decay": None}}))
+    workdir.save(7, random_variables(config) | {"opt_state": np.zeros(3)}, {"step": 7})
+    workdir.close()
+    return path
+
+
+def compile_quickly(monkeypatch):
+    """Has evaluation compile without optimisation: compilation takes all the time in tests."""
+
+    def compile_(self, function):
+        options = {"xla_backend_optimization_level": 0}
+        return jax.jit(function, out_shardings=replicated(self.mesh), compiler_options=options)
+
+    monkeypatch.setattr(TrainedModel, "compile", compile_)

@@ -1,19 +1,21 @@
-"""The negative ELBO of a whole split."""
+"""The negative ELBO of a whole split, and importance-weighted bounds of images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.sharding import Mesh
 
 from nvae_jax.data.loader import eval_batches
 from nvae_jax.data.sources import Dataset
 from nvae_jax.data.transforms import prepare_eval
+from nvae_jax.evaluation.trained import image_keys
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.distributions import log_likelihood
 from nvae_jax.model.nvae import NVAE
@@ -74,3 +76,116 @@ def make_validation(
         return means | {"nelbo": means["reconstruction"] + means["kl"]}
 
     return validate
+
+
+@flax.struct.dataclass
+class BoundEstimate:
+    """Estimates of log p(x) from K importance weights, in nats.
+
+    bounds: (P, B) log of the mean weight of the first k draws, for each of P values of k.
+    elbo: (B,) mean log weight; no bound with k = K is below it.
+    means: means over the draws of what came along with the weights.
+    """
+
+    bounds: Array
+    elbo: Array
+    means: Any
+
+
+def importance_weighted_bound(
+    draw: Callable[[Array], tuple[Array, Any]], counts: tuple[int, ...], draws_at_once: int = 1
+) -> BoundEstimate:
+    """The importance-weighted bound of Burda et al. (2016), with memory that K does not change.
+
+    The logarithm of the sum of weights is streamed: no more than `draws_at_once` weights an image
+    exist at a time.
+
+    Args:
+      draw: from numbers of draws (n,) to log weights log p(x, z) - log q(z | x), (n, B), and any
+        tree of arrays (n, B, …) whose means are wanted.
+      counts: the values of k, rising; the last one is K.
+      draws_at_once: n.
+
+    Raises: ValueError if counts are not positive and rising, or `draws_at_once` is not positive.
+    """
+    rising = all(a < b for a, b in zip((0, *counts), counts, strict=False)) and bool(counts)
+    if not rising or draws_at_once < 1:
+        raise ValueError(
+            f"counts are {counts} and draws_at_once is {draws_at_once}; allowed: rising numbers "
+            "from 1 on, and 1 or more"
+        )
+    numbers = jnp.arange(draws_at_once)
+    thresholds = jnp.asarray(counts)
+
+    def add(chunk: Array, carry: Any) -> Any:
+        log_sums, sums = carry
+        number = chunk * draws_at_once + numbers
+        log_weights, others = draw(number)
+        counted = (number < thresholds[:, None])[..., None]  # (P, n, 1)
+        part = jax.nn.logsumexp(jnp.where(counted, log_weights, -jnp.inf), axis=1)
+
+        def masked_sum(total: Array, x: Array) -> Array:
+            mask = counted[-1].reshape(-1, *[1] * (x.ndim - 1))
+            return total + jnp.where(mask, x, 0.0).sum(0)
+
+        return jnp.logaddexp(log_sums, part), jax.tree.map(masked_sum, sums, (log_weights, others))
+
+    log_weights, others = jax.eval_shape(draw, numbers)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), (log_weights, others))
+    start = jnp.full((len(counts), *log_weights.shape[1:]), -jnp.inf, log_weights.dtype)
+    chunks = -(-counts[-1] // draws_at_once)
+    log_sums, sums = lax.fori_loop(0, chunks, add, (start, zeros))
+    elbo, means = jax.tree.map(lambda x: x / counts[-1], sums)
+    return BoundEstimate(log_sums - jnp.log(thresholds)[:, None], elbo, means)
+
+
+def make_image_likelihood(
+    config: ModelConfig, counts: tuple[int, ...], draws_at_once: int = 1, seed: int = 0
+) -> Callable[[Any, Array, Array], dict[str, Array]]:
+    """A function `(variables, x, index)` to what is known of each image's log-likelihood, in nats.
+
+    x is (B, H, W, C) in [0, 1]; index (B,) numbers the images: with the seed it decides their
+    draws. The bottom-up tower runs once, the top-down tower once a draw.
+
+    Args:
+      config: of the model.
+      counts: of draws, see `importance_weighted_bound`.
+      draws_at_once: of each image; memory grows with it, but not with the counts.
+      seed: of the draws.
+
+    Returns: of the function: `reconstruction` (B,) and `kl_per_channel` (B, groups, Z), means over
+      the draws whose sum is the NELBO; `bounds` (B, P), negated, upper bounds of -log p(x); and
+      `sampled_nelbo` (B,), which no bound with all draws exceeds.
+    """
+    model = NVAE(config)
+
+    def likelihood(variables: Any, x: Array, index: Array) -> dict[str, Array]:
+        def repeat(array: Array, axis: int) -> Array:
+            return jnp.concatenate([array] * draws_at_once, axis)
+
+        features: Any = model.apply(variables, x, False, method="bottom_up")
+        top, taps = features
+        encoded = repeat(top, 0), [repeat(tap, 1) for tap in taps]
+        images = repeat(x, 0)
+
+        def draw(numbers: Array) -> tuple[Array, Any]:
+            keys = jax.vmap(lambda number: image_keys(seed, index, number))(numbers).reshape(-1)
+            output: Any = model.apply(variables, encoded, False, keys, method="top_down")
+            log_px = log_likelihood(config, output.logits, images)
+            log_weights = log_px + output.log_p - output.log_q
+            parts = log_weights, log_px, output.kl_per_image_and_channel
+            log_weights, log_px, kl = (
+                part.reshape(draws_at_once, -1, *part.shape[1:]) for part in parts
+            )
+            return log_weights, (log_px, kl)
+
+        estimate = importance_weighted_bound(draw, counts, draws_at_once)
+        log_px, kl = estimate.means
+        return {
+            "reconstruction": -log_px,
+            "kl_per_channel": kl,
+            "bounds": -estimate.bounds.T,
+            "sampled_nelbo": -estimate.elbo,
+        }
+
+    return likelihood

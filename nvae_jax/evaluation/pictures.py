@@ -61,12 +61,9 @@ def draw_curves(records: Sequence[Mapping[str, float]], baseline: float, title: 
 
     Returns: (H, W, 3) in [0, 1].
     """
-    import matplotlib.figure
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    import matplotlib
 
-    figure = matplotlib.figure.Figure(figsize=(11, 4), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = _figure()
     for name, label in (("train/nelbo", "training"), ("validation/nelbo", "validation")):
         points = [(r["step"], r[name]) for r in records if name in r]
         if points:
@@ -85,5 +82,61 @@ def draw_curves(records: Sequence[Mapping[str, float]], baseline: float, title: 
         right.plot(*zip(*points, strict=True), color=color, label=f"group {i}" if ends else None)
     right.set(xlabel="step", ylabel="KL, nats an image", title="KL of every group, from the top")
     right.legend()
+    return _pixels(figure)
+
+
+def draw_groups(groups: Sequence[Mapping[str, float]]) -> np.ndarray:
+    """KL and active channels of every group as bars, coloured by scale.
+
+    Args:
+      groups: top-down, each with `scale`, `kl` in nats an image, `active_channels` and `channels`.
+
+    Returns: (H, W, 3) in [0, 1].
+    """
+    figure, (left, right) = _figure()
+    numbers = range(len(groups))
+    colors = [f"C{int(group['scale'])}" for group in groups]
+    left.bar(numbers, [group["kl"] for group in groups], color=colors)
+    left.set(xlabel="group, from the top", ylabel="KL, nats an image")
+    right.bar(numbers, [group["channels"] for group in groups], color="lightgrey")
+    right.bar(numbers, [group["active_channels"] for group in groups], color=colors)
+    right.set(xlabel="group, from the top", ylabel="active channels")
+    return _pixels(figure)
+
+
+def draw_bounds(bounds: Sequence[Mapping[str, float]], elbo: float) -> np.ndarray:
+    """The importance-weighted bound by the number of draws.
+
+    Args:
+      bounds: rising in `draws`, each with `nats` of -log p(x) and its `standard_error`.
+      elbo: the ELBO, nats an image, for comparison.
+
+    Returns: (H, W, 3) in [0, 1].
+    """
+    figure, (left, right) = _figure()
+    draws = [bound["draws"] for bound in bounds]
+    nats = np.asarray([-bound["nats"] for bound in bounds])
+    errors = [bound["standard_error"] for bound in bounds]
+    left.errorbar(draws, nats, errors, marker="o", capsize=3)
+    left.axhline(elbo, color="grey", linestyle="--", label="ELBO")
+    left.set(xscale="log", xlabel="draws K", ylabel="bound of log p(x), nats an image")
+    left.legend()
+    right.plot(draws, nats - nats[0], marker="o")
+    right.set(xscale="log", xlabel="draws K", ylabel="gain on one draw, nats an image")
+    return _pixels(figure)
+
+
+def _figure() -> tuple[Any, Any]:
+    """A figure of two panels side by side."""
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(11, 4), layout="constrained")
+    return figure, figure.subplots(1, 2)
+
+
+def _pixels(figure: Any) -> np.ndarray:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3] / 255.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -24,13 +25,17 @@ class GroupInputs:
     """What one group, or a stack of groups on a leading axis, needs beside the features.
 
     tap: (B, h, w, C_enc) features of the image; None: sample from the prior.
-    noise: (B, h, w, Z) standard normal, or a PRNG key to draw it with.
+    noise: (B, h, w, Z) standard normal, or a PRNG key to draw it with, or (B,) keys.
     temperature: multiplies the prior's sigma when sampling from it.
+    latents: (B, h, w, Z) to take in place of the prior's sample where `given` is true.
+    given: (B,) bool.
     """
 
     tap: Array | None
     noise: Array
     temperature: Array
+    latents: Array | None = None
+    given: Array | None = None
 
 
 @flax.struct.dataclass
@@ -40,6 +45,20 @@ class GroupTerms:
     kl: Array
     log_q: Array
     log_p: Array
+
+
+@flax.struct.dataclass
+class GroupOutputs:
+    """What one group, or a stack of groups on a leading axis, has drawn.
+
+    latents: (B, h, w, Z), as the features take them in.
+    noise: (B, h, w, Z), the standard-normal draw that the prior turns into these latents.
+    terms: of the ELBO; None if the group had no tap.
+    """
+
+    latents: Array
+    noise: Array
+    terms: GroupTerms | None
 
 
 class LatentGroup(nn.Module):
@@ -54,10 +73,8 @@ class LatentGroup(nn.Module):
     first: bool = False
 
     @nn.compact
-    def __call__(
-        self, h: Array, inputs: GroupInputs, train: bool
-    ) -> tuple[Array, GroupTerms | None]:
-        """h: (B, h, w, C) → (B, h, w, features), and the group's terms if it had a tap."""
+    def __call__(self, h: Array, inputs: GroupInputs, train: bool) -> tuple[Array, GroupOutputs]:
+        """h: (B, h, w, C) → (B, h, w, features)."""
         config = self.config
         dtype = jnp.dtype(config.dtype)
         h = checkpoint_name(h, GROUP_INPUT)
@@ -67,16 +84,17 @@ class LatentGroup(nn.Module):
                 h = make_cell(config, config.cells.decoder, name=f"cell_{i}")(h, train)
             prior_raw = _split(Conv(2 * config.num_latents, dtype=dtype, name="prior")(nn.elu(h)))
 
-        noise, terms = inputs.noise, None
-        if jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):
-            noise = jax.random.normal(noise, (*h.shape[:-1], config.num_latents))
+        noise, terms = _draw(inputs.noise, (*h.shape[:-1], config.num_latents)), None
         if inputs.tap is None:
             z = Normal.from_raw(*prior_raw, temperature=inputs.temperature).sample(noise)
+            if inputs.latents is not None and inputs.given is not None:
+                z = jnp.where(inputs.given[:, None, None, None], inputs.latents, z)
         else:
             z, terms = self._posterior(h, inputs.tap, noise, prior_raw)
 
         combined = jnp.concatenate([h, z.astype(dtype)], axis=-1)
-        return Conv(self.features, dtype=dtype, name="combine")(combined), terms
+        h = Conv(self.features, dtype=dtype, name="combine")(combined)
+        return h, GroupOutputs(z, Normal.from_raw(*prior_raw).noise(z), terms)
 
     def _posterior(self, h, tap, noise, prior_raw):
         config = self.config
@@ -97,6 +115,14 @@ class LatentGroup(nn.Module):
         return z, GroupTerms(kl.sum((1, 2)), log_q.sum((1, 2, 3)), log_p.sum((1, 2, 3)))
 
 
+def _draw(noise: Array, shape: tuple[int, ...]) -> Array:
+    if not jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):
+        return noise
+    if noise.ndim == 0:
+        return jax.random.normal(noise, shape)
+    return jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(noise)
+
+
 def _split(x: Array) -> tuple[Array, Array]:
     mean, log_sigma = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return mean, log_sigma
@@ -115,17 +141,23 @@ class Decoder(nn.Module):
         noise: Array | Sequence[Array],
         temperatures: Array,
         train: bool,
-    ) -> tuple[Array, GroupTerms | None]:
+        latents: Sequence[Array] | None = None,
+        given: Array | None = None,
+    ) -> tuple[Array, list[GroupOutputs]]:
         """Runs the tower from its start to the image.
 
         Args:
           encoded: what `Encoder` returns; None: sample from the prior.
           num_images: B.
-          noise: one standard-normal (B, h, w, Z) a group, top-down, or one PRNG key a group.
+          noise: one standard-normal (B, h, w, Z) a group, top-down, or PRNG keys: one a group, or
+            (groups, B).
           temperatures: (groups,), of the prior, when sampling from it.
           train: normalise by the batch.
+          latents: (B, h, w, Z) a group, top-down, in place of the prior's where `given` is true.
+          given: (groups, B) bool.
 
-        Returns: (B, H, W, parameters) float32, and the groups' terms stacked top-down.
+        Returns: (B, H, W, parameters) float32, and what the groups have drawn, in stacks of groups
+          of one size, top-down.
         """
         config = self.config
         dtype = jnp.dtype(config.dtype)
@@ -139,16 +171,18 @@ class Decoder(nn.Module):
         h = jnp.broadcast_to(prior_features.astype(dtype), (num_images, *prior_features.shape))
 
         def inputs(start: int, stop: int, tap: Array | None) -> GroupInputs:
-            some = noise[start:stop]
-            some = jnp.stack(some) if isinstance(some, Sequence) else some
-            return GroupInputs(tap, some, temperatures[start:stop])
+            def some(values: Any) -> Any:
+                part = None if values is None else values[start:stop]
+                return jnp.stack(part) if isinstance(part, Sequence) else part
+
+            return GroupInputs(tap, *map(some, (noise, temperatures, latents, given)))
 
         top_tap, taps = encoded or (None, None)
         first = jax.tree.map(lambda x: x[0], inputs(0, 1, None)).replace(tap=top_tap)
-        h, terms = LatentGroup(config, top.decoder_channels, first=True, name="first")(
+        h, outputs = LatentGroup(config, top.decoder_channels, first=True, name="first")(
             h, first, train
         )
-        all_terms = [jax.tree.map(lambda x: x[None], terms)]
+        all_outputs = [jax.tree.map(lambda x: x[None], outputs)]
         done = 1
         for s, scale in reversed(list(enumerate(config.scales))):
             groups = scale.groups
@@ -161,8 +195,8 @@ class Decoder(nn.Module):
                 tap = None if taps is None else taps[s][:groups][::-1]
                 scan = scan_groups(config, LatentGroup, groups)
                 stack = scan(config, scale.decoder_channels, name=f"scale_{s}")
-                h, terms = stack(h, inputs(done, done + groups, tap), train)
-                all_terms.append(terms)
+                h, outputs = stack(h, inputs(done, done + groups, tap), train)
+                all_outputs.append(outputs)
                 done += groups
 
         for block in range(config.num_blocks):
@@ -171,5 +205,4 @@ class Decoder(nn.Module):
                 name = f"postprocess_{block}_{i}"
                 h = make_cell(config, config.cells.postprocess, resize, name=name)(h, train)
         conv = Conv(num_image_parameters(config), 3, dtype=dtype, name="image")
-        logits = conv(nn.elu(h)).astype(jnp.float32)
-        return logits, jax.tree.map(lambda *x: jnp.concatenate(x), *all_terms)
+        return conv(nn.elu(h)).astype(jnp.float32), all_outputs

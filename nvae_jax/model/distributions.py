@@ -12,6 +12,7 @@ from jax import Array, nn
 
 from nvae_jax.model.architecture import ModelConfig
 
+ACTIVE_KL = 0.1  # nats an image from which a latent channel counts as active
 _UNIFORM_MARGIN = 1e-5  # keeps uniforms away from 0 and 1, where their quantiles are infinite
 
 
@@ -41,10 +42,13 @@ class Normal:
         """The draw that standard-normal `noise` becomes."""
         return self.mean + self.sigma * noise
 
+    def noise(self, z: Array) -> Array:
+        """The standard-normal draw that becomes `z`: the inverse of `sample`."""
+        return (z - self.mean) / self.sigma
+
     def log_prob(self, z: Array) -> Array:
         """Log density of each variable, in nats."""
-        standardized = (z - self.mean) / self.sigma
-        return -0.5 * jnp.square(standardized) - jnp.log(self.sigma) - 0.5 * math.log(2 * math.pi)
+        return -0.5 * jnp.square(self.noise(z)) - jnp.log(self.sigma) - 0.5 * math.log(2 * math.pi)
 
     def kl(self, other: Normal) -> Array:
         """KL(self ‖ other) of each variable, in nats."""
@@ -288,6 +292,11 @@ def log_likelihood(config: ModelConfig, logits: Array, x: Array) -> Array:
     """
     log_prob = image_distribution(config, logits).log_prob(x)
     return without_border(config, log_prob).sum((1, 2))
+
+
+def bits_per_dimension(nats: float, dimensions: int) -> float:
+    """Nats an image in bits a dimension."""
+    return nats / (math.log(2) * dimensions)
 
 
 def without_border(config: ModelConfig, images: Array) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from nvae_jax.model.distributions import ACTIVE_KL, bits_per_dimension
 from nvae_jax.model.nvae import NVAEOutput
-from nvae_jax.training.objective import ACTIVE_KL, ELBOTerms
+from nvae_jax.training.objective import ELBOTerms
 
 GROUP_METRICS = ("group_kl", "group_active", "group_balance")
 NATS_METRICS = ("nelbo", "reconstruction", "kl")  # nats an image, without regularisers
@@ -32,11 +32,6 @@ def step_metrics(terms: ELBOTerms, output: NVAEOutput) -> dict[str, Array]:
         "group_active": (output.kl_per_channel > ACTIVE_KL).sum(-1),
         "group_balance": terms.balance,
     }
-
-
-def bits_per_dimension(nats: float, dimensions: int) -> float:
-    """Nats an image in bits a dimension."""
-    return nats / (math.log(2) * dimensions)
 
 
 def flatten_metrics(metrics: Mapping[str, Any], prefix: str, dimensions: int) -> dict[str, float]:

@@ -11,8 +11,6 @@ from nvae_jax.model.distributions import log_likelihood
 from nvae_jax.model.nvae import NVAEOutput
 from nvae_jax.training.settings import BalanceRule, TrainingConfig
 
-ACTIVE_KL = 0.1  # nats of KL from which a latent channel counts as active
-
 
 @flax.struct.dataclass
 class ELBOTerms:

@@ -16,7 +16,8 @@ from nvae_jax.data.baselines import independent_pixels
 from nvae_jax.data.sources import Dataset
 from nvae_jax.evaluation.pictures import COLUMNS, draw_curves
 from nvae_jax.model.architecture import ModelConfig
-from nvae_jax.training.metrics import bits_per_dimension, flatten_metrics, mean_metrics
+from nvae_jax.model.distributions import bits_per_dimension
+from nvae_jax.training.metrics import flatten_metrics, mean_metrics
 from nvae_jax.training.settings import TrainingConfig
 from nvae_jax.training.state import TrainState
 from nvae_jax.workdir import Workdir, image_grid

@@ -1,0 +1,179 @@
+"""Into latents and back."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from nvae_jax.evaluation.sampling import decoded_mean
+from nvae_jax.evaluation.trained import TrainedModel, image_keys, image_noise
+from nvae_jax.model import NVAE, Latents, ModelConfig
+from nvae_jax.model.distributions import without_border
+from nvae_jax.options import require
+
+Space = Literal["noise", "latents"]
+
+
+def encode_images(
+    model: TrainedModel,
+    x: np.ndarray,
+    posterior_temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> Latents:
+    """Latents of images, as NumPy arrays.
+
+    Args:
+      model: to encode with.
+      x: (N, H, W, C) in [0, 1], as `inputs.load_images` returns them.
+      posterior_temperature: multiplies the posterior's noise: 1 draws, 0 gives means.
+      seed: of the draws; image i depends on it and on i alone.
+      batch_size: images at a time on each device.
+    """
+    arrays = {"x": x, "index": np.arange(len(x), dtype=np.uint32)}
+    constants = np.uint32(seed), np.float32(posterior_temperature)
+    return model.map(
+        _encoder(model.config), arrays, batch_size, "images encoded", constants=constants
+    )
+
+
+@functools.cache
+def _encoder(config: ModelConfig) -> Callable[..., Latents]:
+    network = NVAE(config)
+
+    def encode(variables: Any, batch: Any, seed: Array, scale: Array) -> Any:
+        noise = image_noise(config, image_keys(seed, batch["index"]), scale)
+        return network.apply(variables, batch["x"], noise, method="encode")
+
+    return encode
+
+
+def decode_latents(
+    model: TrainedModel,
+    latents: Sequence[np.ndarray],
+    space: Space = "latents",
+    given: np.ndarray | None = None,
+    temperatures: np.ndarray | float = 1.0,
+    seed: int = 0,
+    index: np.ndarray | None = None,
+    batch_size: int = 16,
+) -> np.ndarray:
+    """Decodes latents; groups that are not given are drawn from the prior.
+
+    Args:
+      model: to decode with.
+      latents: (N, h, w, Z), one a group, top-down.
+      space: what they are, `Latents.values` or `Latents.noise`. A group's noise means the same
+        relative to the groups above it, whatever these are.
+      given: (N, groups) bool; all, by default.
+      temperatures: of the prior, one number or (groups,).
+      seed: of the draws from the prior.
+      index: (N,) numbers of the draws; equal numbers get equal draws.
+      batch_size: images at a time on each device.
+
+    Returns: decoder means (N, h, w, C) in [0, 1], without the border.
+    """
+    number, groups = len(latents[0]), model.config.total_groups
+    arrays = {
+        "latents": list(latents),
+        "given": np.ones((number, groups), bool) if given is None else given,
+        "index": np.asarray(np.arange(number) if index is None else index, np.uint32),
+    }
+    scales = np.broadcast_to(np.asarray(temperatures, np.float32), groups)
+    constants = np.uint32(seed), scales
+    decoder = _decoder(model.config, space)
+    return model.map(decoder, arrays, batch_size, "images decoded", constants=constants)
+
+
+@functools.cache
+def _decoder(config: ModelConfig, space: Space) -> Callable[..., Array]:
+    network = NVAE(config)
+
+    def decode(variables: Any, batch: Any, seed: Array, temperatures: Array) -> Array:
+        values, given = batch["latents"], batch["given"]
+        keys = image_keys(seed, batch["index"], draw=1)  # 0 is the posterior's, in `encode_images`
+        if space == "latents":
+            logits: Any = network.apply(
+                variables, values, given, temperatures, keys, method="decode"
+            )
+        else:
+            # What is drawn takes its temperature with it; what is given has its own.
+            drawn = image_noise(config, keys)
+            noise = [
+                jnp.where(given[:, g, None, None, None], values[g], temperatures[g] * drawn[g])
+                for g in range(config.total_groups)
+            ]
+            logits = network.apply(variables, len(keys), 1.0, noise, method="sample_prior")
+        return decoded_mean(config, logits)
+
+    return decode
+
+
+def chosen_groups(
+    config: ModelConfig, scales: Sequence[int] | None, groups: Sequence[int] | None
+) -> np.ndarray:
+    """Which groups are meant by numbers of scales, of groups, or both; by neither, all.
+
+    Numbers count from the top: scale 0 is the coarsest.
+
+    Returns: (groups,) bool.
+
+    Raises: ValueError if there is no such scale or group.
+    """
+    scale_of = _scale_of_groups(config)
+    if scales is None and groups is None:
+        return np.ones(len(scale_of), bool)
+    last = {"scales": config.num_scales - 1, "groups": len(scale_of) - 1}
+    for name, numbers in (("scales", scales or ()), ("groups", groups or ())):
+        inside = all(0 <= number <= last[name] for number in numbers)
+        require(name, numbers, inside, f"0 to {last[name]}")
+    return np.isin(scale_of, scales or ()) | np.isin(np.arange(len(scale_of)), groups or ())
+
+
+def top_groups(config: ModelConfig, keep: Sequence[int] | None, unit: str) -> np.ndarray:
+    """The first k groups or scales, for every k of `keep`; by default from none to all scales.
+
+    Returns: (len(keep), groups) bool.
+
+    Raises: ValueError if a k is not from 0 to their number.
+    """
+    scale_of = _scale_of_groups(config)
+    place = scale_of if unit == "scales" else np.arange(len(scale_of))
+    number = int(place[-1]) + 1
+    keep = tuple(range(number + 1)) if keep is None else tuple(keep)
+    require("keep", keep, all(0 <= k <= number for k in keep), f"0 to {number} {unit}")
+    return place < np.asarray(keep)[:, None]
+
+
+def _scale_of_groups(config: ModelConfig) -> np.ndarray:
+    """The number of each group's scale, from the coarsest, (groups,)."""
+    return np.repeat(
+        np.arange(config.num_scales), [scale.groups for scale in reversed(config.scales)]
+    )
+
+
+def read_latents(config: ModelConfig, path: str | os.PathLike[str]) -> Latents:
+    """What `encode` has written.
+
+    Raises: ValueError if these are not latents of such a model.
+    """
+    with np.load(path) as file:
+        arrays: Mapping[str, np.ndarray] = dict(file)
+    groups = range(config.total_groups)
+    names = {kind: [f"{kind}_{g:02d}" for g in groups] for kind in ("values", "noise")}
+    for names_of_kind in names.values():
+        shapes = [arrays[name].shape[1:] if name in arrays else None for name in names_of_kind]
+        wanted = list(config.latent_shapes)
+        require(f"shapes of latents in {path}", shapes, shapes == wanted, str(wanted))
+    return Latents(**{kind: [arrays[name] for name in some] for kind, some in names.items()})
+
+
+def inputs_of(config: ModelConfig, x: np.ndarray) -> np.ndarray:
+    """Images as they are shown, without the border."""
+    return np.asarray(without_border(config, jnp.asarray(x)))

@@ -1,0 +1,91 @@
+"""The mode `fid` with cheap features in Inception's place: files, reuse, resumption."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from tiny import ONE_DEVICE, compile_quickly, make_run
+
+from nvae_jax.evaluation import fid as module
+from nvae_jax.evaluation.distances import frechet_distance, gaussian
+from nvae_jax.evaluation.fid import FIDOptions, fid
+from nvae_jax.evaluation.trained import image_keys
+
+OPTIONS = FIDOptions("weights", num_images=20, reference_images=30, batch_size=8)
+
+
+def cheap_features(params, images):
+    """Sixteen means of an image's tiles."""
+    return params["factor"] * jax.image.resize(images, (len(images), 4, 4, 1), "linear").reshape(
+        len(images), 16
+    )
+
+
+def cheap_draw(variables, index, seed, temperatures):
+    """In place of samples: noise by number."""
+    return jax.vmap(lambda key: jax.random.uniform(key, (28, 28, 1)))(image_keys(seed, index))
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    compile_quickly(monkeypatch)
+    monkeypatch.setattr(module, "NUM_FEATURES", 16)
+    monkeypatch.setattr(module, "fid_features", cheap_features)
+    monkeypatch.setattr(module, "make_draw", lambda config, pixels: cheap_draw)
+    weights = {"factor": np.float32(3)}
+    monkeypatch.setattr(module, "load_weights", lambda source, sha256: (weights, source))
+    return make_run(tmp_path)
+
+
+def test_distance_is_that_of_the_features_and_the_reference_is_kept(path, monkeypatch):
+    report = fid(path, OPTIONS, ONE_DEVICE)
+    reference = np.fromfile(path / "fid" / "reference_train_30.f32", np.float32).reshape(30, 16)
+    samples = jax.jit(cheap_draw)(None, np.arange(20, dtype=np.uint32), np.uint32(0), None)
+    features = np.asarray(cheap_features({"factor": 3.0}, samples))
+    expected = frechet_distance(*gaussian(reference), *gaussian(features))
+    np.testing.assert_allclose(report["fid"], expected, rtol=1e-3)
+    assert json.loads((path / "fid" / "report_0.json").read_text())["fid"] == report["fid"]
+    provenance = json.loads((path / "fid" / "reference_train_30.json").read_text())
+    assert provenance["data"] == {"name": "digits"}
+    assert provenance["weights_sha256"] == "weights"
+    assert not (path / "fid" / "samples_0.f32").exists()
+
+    # A reference that is there is not computed again; another network's is not used.
+    marked = reference + np.float32(1)
+    marked.tofile(path / "fid" / "reference_train_30.f32")
+    moved = fid(path, OPTIONS, ONE_DEVICE)["fid"]
+    expected = frechet_distance(*gaussian(marked), *gaussian(features))
+    np.testing.assert_allclose(moved, expected, rtol=1e-3)
+    kept = str(path / "fid" / "reference_train_30.f32")
+    with pytest.raises(ValueError, match=r"allowed: features by the weights other"):
+        fid(path, FIDOptions("other", num_images=20, reference=kept), ONE_DEVICE)
+
+
+def test_an_interrupted_run_goes_on(path, monkeypatch):
+    expected = fid(path, OPTIONS, ONE_DEVICE)
+    in_batches = module.TrainedModel.in_batches
+    started = []
+
+    def interrupted(self, compiled, number, *rest):
+        started.append(rest[3])
+        for i, batch in enumerate(in_batches(self, compiled, number, *rest)):
+            if number == 20 and i == 1:
+                raise KeyboardInterrupt
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.TrainedModel, "in_batches", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fid(path, OPTIONS, ONE_DEVICE)
+    with (path / "fid" / "samples_0.f32").open("ab") as file:
+        file.write(b"half a row")
+    assert started == [30, 0]
+
+    def recorded(self, compiled, number, *rest):
+        started.append(rest[3])
+        return in_batches(self, compiled, number, *rest)
+
+    monkeypatch.setattr(module.TrainedModel, "in_batches", recorded)
+    assert fid(path, OPTIONS, ONE_DEVICE) == expected
+    assert started == [30, 0, 30, 8]

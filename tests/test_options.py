@@ -1,0 +1,89 @@
+import dataclasses
+from typing import Literal
+
+import pytest
+from absl import flags
+
+from nvae_jax import main
+from nvae_jax.options import define_flags, parse, read_flags, validate
+
+
+@dataclasses.dataclass(frozen=True)
+class Paint:
+    """Options of painting.
+
+    Attributes:
+      paint_colors: one or more,
+        by commas
+      paint_coats: how many
+      paint_dry: wait at the end
+    """
+
+    paint_colors: tuple[str, ...]
+    paint_coats: int | None = 2
+    paint_dry: bool = False
+    paint_tool: Literal["brush", "roll"] = "roll"
+    seed: int = 0
+
+    def __post_init__(self):
+        validate(self, "paint_coats")
+
+
+@dataclasses.dataclass(frozen=True)
+class Saw:
+    """Options of sawing."""
+
+    saw_angle: float = 90.0
+
+
+MODES = {"paint": Paint, "saw": Saw}
+
+
+def test_text_becomes_what_the_field_is():
+    assert parse(int, "3", "x") == 3
+    assert parse(tuple[float, ...], "0.7, 1", "x") == (0.7, 1.0)
+    assert parse(int | None, "none", "x") is None
+    assert parse(tuple[int, ...] | None, "1,2", "x") == (1, 2)
+    assert parse(Literal["a", "b"], "b", "x") == "b"
+    with pytest.raises(ValueError, match=r"x is '1\.5'; allowed: ints"):
+        parse(int, "1.5", "x")
+
+
+def test_flags_that_are_given_are_the_options():
+    given = {"paint_colors": "red,blue", "paint_dry": True, "saw_angle": None, "workdir": "x"}
+    assert read_flags("paint", MODES, given) == Paint(("red", "blue"), 2, True)
+    assert read_flags("saw", MODES, {}) == Saw()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"saw_angle": "3"}, "--saw_angle is no option of mode paint; allowed: paint_colors"),
+        ({}, "paint_colors is None; allowed: a value; mode paint needs it"),
+        ({"paint_colors": "red", "paint_coats": "0"}, "paint_coats is 0; allowed: 1 or more"),
+        ({"paint_colors": "red", "paint_tool": "mop"}, "'mop'; allowed: one of brush, roll"),
+        ({"paint_colors": "red", "seed": "-1"}, "seed is -1; allowed: 0 to"),
+    ],
+)
+def test_wrong_flags_are_refused_by_name(given, message):
+    with pytest.raises(ValueError, match=message):
+        read_flags("paint", MODES, given)
+
+
+def test_a_flags_help_is_in_the_docstring():
+    values = flags.FlagValues()
+    define_flags(MODES, values)
+    assert values["paint_colors"].help == "paint: one or more, by commas"
+    values(["program", "--paint_dry", "--paint_coats=3"])
+    assert values.paint_dry is True
+    assert values.paint_coats == "3"
+    assert values.saw_angle is None
+
+
+@pytest.mark.parametrize("mode", main.MODES)
+def test_every_option_of_every_mode_is_documented(mode):
+    options, run = main.MODES[mode]
+    for field in dataclasses.fields(options):
+        lines = flags.FLAGS[field.name].help.splitlines()
+        assert [line for line in lines if line.startswith(f"{mode}: ") and line[len(mode) + 2 :]]
+    assert run.__doc__

@@ -1,0 +1,80 @@
+"""Statistics of samples: the running average by hand, kept and used again."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from tiny import ONE_DEVICE, compile_quickly, make_run
+
+from nvae_jax.evaluation import recalibration
+from nvae_jax.evaluation.recalibration import recalibrate, recalibrated
+from nvae_jax.evaluation.trained import open_run
+from nvae_jax.model import NVAE
+
+TEMPERATURES = np.float32([0.5, 0.5, 1.0, 1.0])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        compile_quickly(monkeypatch)
+        yield open_run(make_run(tmp_path_factory.mktemp("run")), ONE_DEVICE)
+
+
+def test_statistics_are_the_running_average_of_samples(model):
+    actual = flatten_dict(recalibrate(model, TEMPERATURES, batches=2, batch_size=2, seed=1))
+    # A model whose statistics start at zero gets 0.05 of a batch's in one step.
+    zeros = jax.tree.map(jnp.zeros_like, model.variables["batch_stats"])
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def batch_statistics(number):
+        key = jax.random.fold_in(jax.random.key(1), number)
+        variables = {"params": model.variables["params"], "batch_stats": zeros}
+        arguments = {"method": "sample_prior", "train": True, "mutable": ["batch_stats"]}
+        return NVAE(model.config).apply(
+            variables, 2, jnp.asarray(TEMPERATURES), rngs={"sample": key}, **arguments
+        )[1]["batch_stats"]
+
+    first, second = (flatten_dict(batch_statistics(number)) for number in range(2))
+    for path, before in flatten_dict(model.variables["batch_stats"]).items():
+        expected = before
+        if path[0] == "decoder":
+            expected = 0.95 * (0.95 * before + first[path]) + second[path]
+            assert not np.allclose(expected, before)
+        np.testing.assert_allclose(actual[path], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_are_kept_and_used_again(model, monkeypatch):
+    calls = []
+    compute = recalibration.recalibrate
+    monkeypatch.setattr(
+        recalibration, "recalibrate", lambda *args: (calls.append(args), compute(*args))[1]
+    )
+    once = recalibrated(model, TEMPERATURES, 1, 2)
+    again = recalibrated(model, TEMPERATURES, 1, 2)
+    assert len(calls) == 1
+    jax.tree.map(np.testing.assert_array_equal, again.variables, once.variables)
+    recalibrated(model, TEMPERATURES + 0.1, 1, 2)
+    assert len(calls) == 2
+    files = list((model.workdir.path / "recalibrated").iterdir())
+    assert len(files) == 2
+    with np.load(files[0]) as file:
+        assert '"temperatures"' in str(file["provenance"])
+        assert '"step": 7' in str(file["provenance"])
+
+
+def test_statistics_that_are_not_finite_are_refused_and_not_kept(model, tmp_path):
+    broken = jax.tree.map(lambda x: x * np.nan, model.variables["params"])
+    broken = dataclasses.replace(model, variables=model.variables | {"params": broken}, step=8)
+    with pytest.raises(FloatingPointError, match=r"not finite in .* layers, decoder"):
+        recalibrated(broken, TEMPERATURES, 1, 2)
+    assert not list((model.workdir.path / "recalibrated").glob("step_8_*"))
+
+
+def test_a_model_without_batch_norm_stays_as_it_is(model):
+    bare = dataclasses.replace(model, variables=model.variables | {"batch_stats": {}})
+    assert recalibrated(bare, TEMPERATURES) is bare
