@@ -10,6 +10,8 @@ import pytest
 from absl import flags
 from launchers import ROOT
 
+import nvae_jax.main  # noqa: F401 - defines the flags
+
 NOTEBOOKS = sorted((ROOT / "launch").glob("*.ipynb"))
 
 

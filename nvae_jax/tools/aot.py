@@ -37,13 +37,6 @@ TPU_MEMORY = {"v2": 8, "v3": 16, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # G
 REMAT: tuple[Remat, ...] = ("none", "cell", "group")
 MOST_PARTS = 64
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
-_TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "TPU slice such as v5e:4x8; this machine if none."
-)
-_FIT = flags.DEFINE_bool("fit", False, "Find the first remat and batch division that fit.")
-_JSON = flags.DEFINE_string("json", None, "File for the figures.")
-
 
 @dataclasses.dataclass(frozen=True)
 class Report:
@@ -161,14 +154,14 @@ def main(argv: list[str]) -> None:
     """Compiles what the flags say and prints what it takes."""
     del argv
     logging.set_verbosity(logging.ERROR)
-    config = from_mapping(ModelConfig, _CONFIG.value.model, "model")
-    training = from_mapping(TrainingConfig, _CONFIG.value.training, "training")
-    devices, limit = make_devices(_TOPOLOGY.value)
+    config = from_mapping(ModelConfig, flags.FLAGS.config.model, "model")
+    training = from_mapping(TrainingConfig, flags.FLAGS.config.training, "training")
+    devices, limit = make_devices(flags.FLAGS.topology)
     mesh = make_mesh(devices, training.parameter_shards)
-    where = _TOPOLOGY.value or devices[0].device_kind
+    where = flags.FLAGS.topology or devices[0].device_kind
     known = "" if limit is None else f" of {limit / GIB:.0f} GiB"
     print(f"{where}: {mesh.size} device(s){known}, {training.batch_size} images, {config.dtype}")
-    tried = candidates(config, training, mesh) if _FIT.value else [(config, training)]
+    tried = candidates(config, training, mesh) if flags.FLAGS.fit else [(config, training)]
     reports = []
     fits = False
     for one, other in tried:
@@ -178,13 +171,17 @@ def main(argv: list[str]) -> None:
         print(f"{report}\n  {'fits' if fits else 'does not fit'}", flush=True)
         if fits:
             break
-    if _JSON.value:
-        with open(_JSON.value, "w") as file:
+    if flags.FLAGS.json:
+        with open(flags.FLAGS.json, "w") as file:
             json.dump([dataclasses.asdict(report) for report in reports], file, indent=2)
     if not fits:
         raise SystemExit("it takes more devices, --fit, or training.parameter_shards")
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
+    flags.DEFINE_string("topology", None, "TPU slice such as v5e:4x8, not this machine.")
+    flags.DEFINE_bool("fit", False, "Find the first remat and batch division that fit.")
+    flags.DEFINE_string("json", None, "File for the figures.")
     flags.mark_flags_as_required(["config"])
     app.run(main)
