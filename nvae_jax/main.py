@@ -88,9 +88,17 @@ def main(argv: list[str]) -> None:
         elif _MODE.value == "prepare":
             prepare(_CONFIG.value)
         else:
-            _, run = MODES[_MODE.value]
-            run(_WORKDIR.value, read_flags(_MODE.value, _OPTIONS, flags.FLAGS.flag_values_dict()))
+            _evaluate(_MODE.value)
     except ConfigError as error:
+        _refuse(error)
+
+
+def _evaluate(mode: str) -> None:
+    _, run = MODES[mode]
+    options = read_flags(mode, _OPTIONS, flags.FLAGS.flag_values_dict())
+    try:
+        run(_WORKDIR.value, options)
+    except FileNotFoundError as error:
         _refuse(error)
 
 
