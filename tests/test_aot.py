@@ -7,7 +7,9 @@ from tiny import CONFIG
 
 from nvae_jax.model import variable_shapes
 from nvae_jax.parallel import make_mesh
-from nvae_jax.tools.aot import candidates, compile_step, make_devices
+from nvae_jax.tools import aot
+from nvae_jax.tools.aot import Report, candidates, compile_step, make_devices
+from nvae_jax.tools.hlo import Traffic
 from nvae_jax.training.settings import TrainingConfig
 
 TRAINING = TrainingConfig(epochs=10, batch_size=16)
@@ -44,6 +46,28 @@ def test_a_configuration_that_saves_memory_already_is_where_it_starts():
     training = dataclasses.replace(TRAINING, accumulation_steps=2)
     tried = candidates(config, training, make_mesh(jax.devices()[:4]))
     assert [(c.remat, t.accumulation_steps) for c, t in tried] == [("group", 2), ("group", 4)]
+
+
+def test_the_search_ends_with_the_first_that_fits(monkeypatch, capsys):
+    peaks = iter([30, None, 20, 10, 5])
+
+    def compiled(config, training, mesh):
+        peak = next(peaks)
+        if peak is None:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 7G over\nand more")
+        traffic = Traffic(0.0, {}, {})
+        return Report(8, config.remat, training.accumulation_steps, 1, 1, 1, peak, 0.0, traffic, 0)
+
+    monkeypatch.setattr(aot, "compile_step", compiled)
+    tried = list(candidates(CONFIG, dataclasses.replace(TRAINING, batch_size=96), make_mesh()))
+    reports, fits = aot.search(tried, make_mesh(), limit=15)
+    assert fits
+    assert [report.peak for report in reports] == [30, 20, 10]
+    assert (reports[-1].remat, reports[-1].accumulation_steps) == ("group", 2)
+    assert "remat cell, 1 part(s)\n  does not fit: 7G over\n" in capsys.readouterr().out
+
+    peaks = iter([30] * 5)
+    assert not aot.search(tried, make_mesh(), limit=15)[1]
 
 
 def test_a_slice_that_there_is_not_is_refused_by_name():

@@ -14,7 +14,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -138,7 +138,10 @@ def make_devices(topology: str | None) -> tuple[list[Any], float | None]:
         return devices, statistics.get("bytes_limit")
     from jax.experimental import topologies
 
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask
+    # There is no TPU to ask for anything.
+    jax.config.update("jax_platforms", "cpu")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     try:
         slice_ = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except Exception as error:
@@ -150,32 +153,57 @@ def make_devices(topology: str | None) -> tuple[list[Any], float | None]:
     return list(slice_.devices), None if gib is None else gib * GIB
 
 
-def main(argv: list[str]) -> None:
-    """Compiles what the flags say and prints what it takes."""
-    del argv
-    logging.set_verbosity(logging.ERROR)
-    config = from_mapping(ModelConfig, flags.FLAGS.config.model, "model")
-    training = from_mapping(TrainingConfig, flags.FLAGS.config.training, "training")
-    devices, limit = make_devices(flags.FLAGS.topology)
-    mesh = make_mesh(devices, training.parameter_shards)
-    where = flags.FLAGS.topology or devices[0].device_kind
-    known = "" if limit is None else f" of {limit / GIB:.0f} GiB"
-    print(f"{where}: {mesh.size} device(s){known}, {training.batch_size} images, {config.dtype}")
-    tried = candidates(config, training, mesh) if flags.FLAGS.fit else [(config, training)]
+def search(
+    tried: Iterable[tuple[ModelConfig, TrainingConfig]], mesh: Mesh, limit: float | None
+) -> tuple[list[Report], bool]:
+    """Compiles one after the other and prints what it takes, until one fits `limit` bytes.
+
+    Returns: the reports, and whether the last one fits; without a limit the first one does.
+    """
     reports = []
-    fits = False
-    for one, other in tried:
-        report = compile_step(one, other, mesh)
+    for config, training in tried:
+        try:
+            report = compile_step(config, training, mesh)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            # The TPU compiler refuses what does not fit, and says by how much.
+            reason = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+            parts = training.accumulation_steps
+            print(f"remat {config.remat}, {parts} part(s)\n  does not fit: {reason}", flush=True)
+            continue
         reports.append(report)
         fits = limit is None or report.peak <= limit
         print(f"{report}\n  {'fits' if fits else 'does not fit'}", flush=True)
         if fits:
-            break
-    if flags.FLAGS.json:
-        with open(flags.FLAGS.json, "w") as file:
+            return reports, True
+    return reports, False
+
+
+def main(argv: list[str]) -> None:
+    """Compiles what the flags say and prints what it takes."""
+    del argv
+    logging.set_verbosity(logging.ERROR)
+    options = flags.FLAGS
+    try:
+        config = from_mapping(ModelConfig, options.config.model, "model")
+        training = from_mapping(TrainingConfig, options.config.training, "training")
+        devices, limit = make_devices(options.topology)
+        mesh = make_mesh(devices, training.parameter_shards)
+        where = options.topology or devices[0].device_kind
+        known = "" if limit is None else f" of {limit / GIB:.0f} GiB"
+        print(
+            f"{where}: {mesh.size} device(s){known}, {training.batch_size} images, {config.dtype}"
+        )
+        tried = candidates(config, training, mesh) if options.fit else [(config, training)]
+        reports, fits = search(tried, mesh, limit)
+    except ValueError as error:
+        raise SystemExit(f"aot: {error}") from error
+    if options.json:
+        with open(options.json, "w") as file:
             json.dump([dataclasses.asdict(report) for report in reports], file, indent=2)
     if not fits:
-        raise SystemExit("it takes more devices, --fit, or training.parameter_shards")
+        raise SystemExit("aot: it takes more devices, --fit, or training.parameter_shards")
 
 
 if __name__ == "__main__":
