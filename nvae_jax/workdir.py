@@ -185,9 +185,17 @@ class Workdir:
         return self._manager
 
     def save_picture(self, name: str, images: ArrayLike, columns: int | None = None) -> None:
-        """Saves ``pictures/<name>.png``, a grid of images as :func:`image_grid` makes it."""
+        """Saves ``pictures/<name>.png``, a grid of images as :func:`image_grid` makes it.
+
+        Small images are enlarged by a whole factor, so that people can see them: a side of 32
+        pixels becomes one of 64.
+        """
+        images = np.asarray(images)
+        grid = Image.fromarray(image_grid(images, columns))
+        factor = max(1, 64 // max(images.shape[1:3]))
+        size = (factor * grid.width, factor * grid.height)
         png = io.BytesIO()
-        Image.fromarray(image_grid(images, columns)).save(png, format="PNG")
+        grid.resize(size, Image.Resampling.NEAREST).save(png, format="PNG")
         _write(self.path / "pictures" / f"{name}.png", png.getvalue())
 
     def write(self, name: str, content: bytes) -> epath.Path:

@@ -41,7 +41,10 @@ def test_run_leaves_what_it_promises(run):
     assert "left" in log
     pictures = {p.name for p in (path / "pictures").iterdir()}
     assert pictures == {"samples_000010.png", "reconstructions_000010.png", "curves.png"}
-    assert Image.open(path / "pictures" / "samples_000010.png").size == (8 * 30 + 2, 4 * 30 + 2)
+    assert Image.open(path / "pictures" / "samples_000010.png").size == (
+        2 * (8 * 30 + 2),
+        2 * (4 * 30 + 2),
+    )
     assert any((path / "tensorboard").iterdir())
 
 

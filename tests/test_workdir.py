@@ -296,11 +296,13 @@ def test_grid_refuses(images, columns, message):
         image_grid(images, columns)
 
 
-def test_picture_is_the_grid(workdir):
-    images = np.random.default_rng(0).uniform(size=(3, 4, 4, 3))
+@pytest.mark.parametrize(("side", "factor"), [(4, 16), (24, 2), (64, 1), (100, 1)])
+def test_picture_is_the_grid_large_enough_to_see(workdir, side, factor):
+    images = np.random.default_rng(0).uniform(size=(3, side, 4, 3))
     workdir.save_picture("samples", images)
     saved = np.asarray(Image.open(workdir.path / "pictures" / "samples.png"))
-    np.testing.assert_array_equal(saved, image_grid(images))
+    enlarged = np.kron(image_grid(images), np.ones((factor, factor, 1), np.uint8))
+    np.testing.assert_array_equal(saved, enlarged)
     assert [path.name for path in (workdir.path / "pictures").iterdir()] == ["samples.png"]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from nvae_jax.evaluation.coding import ReconstructOptions, reconstruct
 from nvae_jax.evaluation.editing import EditOptions, edit
@@ -200,9 +201,20 @@ def section(path: Path, output: Path, draws: int) -> list[str]:
             lines += [neighbors_sentence(result), ""]
         for file in exhibit.files:
             copy = folder / Path(file).name
-            shutil.copyfile(path / file, copy)
+            copy_enlarged(path / file, copy)
             lines += [f"![{exhibit.title}]({copy.relative_to(output)})", ""]
     return lines
+
+
+def copy_enlarged(source: Path, target: Path) -> None:
+    """Copies a picture; a PNG file of few pixels is enlarged, so that a page shows what is in it."""
+    with Image.open(source) as picture:
+        if source.suffix != ".png" or picture.width > 600:
+            shutil.copyfile(source, target)
+            return
+        factor = 1200 // max(picture.width, 400)
+        size = (factor * picture.width, factor * picture.height)
+        picture.resize(size, Image.Resampling.NEAREST).save(target)
 
 
 def likelihood_table(report: dict[str, Any]) -> list[str]:
