@@ -207,7 +207,7 @@ def section(path: Path, output: Path, draws: int) -> list[str]:
 
 
 def copy_enlarged(source: Path, target: Path) -> None:
-    """Copies a picture; a PNG file of few pixels is enlarged, so that a page shows what is in it."""
+    """Copies a picture; a small PNG file is enlarged, so that a page shows what is in it."""
     with Image.open(source) as picture:
         if source.suffix != ".png" or picture.width > 600:
             shutil.copyfile(source, target)
