@@ -9,16 +9,15 @@ from configs import default
 
 
 def get_config() -> ConfigDict:
-    """Two scales, six groups, one flow pair."""
+    """Two scales, three groups, one flow pair."""
     config = default.get_config()
     config.data.update(name="photos", size=32, crops_per_epoch=1024)
     config.model.update(
         num_scales=2,
-        num_groups=4,
+        num_groups=2,
         adaptive_groups=True,
-        num_latents=8,
-        encoder_channels=12,
-        decoder_channels=12,
+        encoder_channels=16,
+        decoder_channels=16,
         preprocess_cells=1,
         postprocess_cells=1,
         encoder_cells=1,

@@ -7,6 +7,7 @@ source in turn with ours.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import io
@@ -16,7 +17,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -64,8 +65,8 @@ def measure_loading(
 ) -> list[Record]:
     """Images per second for every kind, loader and number of workers.
 
-    The loaders take turns, so that a machine that others use slows down both. The time that workers
-    need to start, and the batches that are ready by then, do not count.
+    The loaders take turns, so that a machine that others use slows down both, and each is closed
+    before the next one starts. The time that workers need to start does not count.
 
     Args:
       workers: numbers of worker processes; 0 reads in the process itself.
@@ -77,18 +78,19 @@ def measure_loading(
         for name, kind in KINDS.items():
             source = make_source(os.path.join(folder, kind.file_format + str(kind.height)), kind)
             for num_workers in workers:
-                streams = {"nvae_jax": _ours(source, kind, num_workers)}
-                if torch_batches := _torch(source, kind, num_workers):
-                    streams["torch"] = torch_batches
-                rates: dict[str, list[float]] = {loader: [] for loader in streams}
-                for batches in streams.values():
-                    next(batches)
+                rates: dict[str, list[float]] = {loader: [] for loader in LOADERS}
                 for _ in range(repetitions):
-                    for loader, batches in streams.items():
-                        rates[loader].append(_rate(batches, kind.batch_size, seconds))
-                records += [Record(name, loader, num_workers, rates[loader]) for loader in streams]
-                for batches in streams.values():
-                    batches.close()
+                    for loader, start in LOADERS.items():
+                        with (
+                            contextlib.suppress(ImportError),
+                            start(source, kind, num_workers) as b,
+                        ):
+                            rates[loader].append(_rate(b, kind.batch_size, seconds))
+                records += [
+                    Record(name, loader, num_workers, values)
+                    for loader, values in rates.items()
+                    if values
+                ]
     return records
 
 
@@ -115,32 +117,23 @@ def make_source(path: str, kind: Kind, number: int = 1024) -> Source:
     return Decoded(LmdbRecords(path), kind.reader)
 
 
-class _Closing:
-    """An iterator with what is to be called when it is not needed any more."""
-
-    def __init__(self, iterator: Iterator[Any], close: Callable[[], None]):
-        self._iterator, self.close = iterator, close
-
-    def __next__(self) -> Any:
-        return next(self._iterator)
-
-
-def _ours(source: Source, kind: Kind, num_workers: int) -> Any:
-    image_shape = source[0].shape
-    dataset = Dataset("photos", image_shape, train=source, test=source)
+@contextlib.contextmanager
+def _ours(source: Source, kind: Kind, num_workers: int) -> Iterator[Iterator[Any]]:
+    """Shuffled batches by our loader."""
+    dataset = Dataset("photos", source[0].shape, train=source, test=source)
     loading = LoadingConfig(num_workers=num_workers)
-    return train_batches(dataset, kind.batch_size, seed=0, loading=loading)
+    batches = train_batches(dataset, kind.batch_size, seed=0, loading=loading)
+    yield batches
+    batches.close()
 
 
-def _torch(source: Source, kind: Kind, num_workers: int) -> Any:
+@contextlib.contextmanager
+def _torch(source: Any, kind: Kind, num_workers: int) -> Iterator[Iterator[Any]]:
     """Shuffled batches of the same source by torch's DataLoader, epoch after epoch."""
-    try:
-        from torch.utils.data import DataLoader
-    except ImportError:
-        return None
-    examples: Any = source  # torch asks for less than its types say
+    from torch.utils.data import DataLoader
+
     loader: Any = DataLoader(
-        examples,
+        source,
         batch_size=kind.batch_size,
         shuffle=True,
         drop_last=True,
@@ -149,8 +142,11 @@ def _torch(source: Source, kind: Kind, num_workers: int) -> Any:
         multiprocessing_context="spawn" if num_workers else None,
         collate_fn=_stack,
     )
-    epochs = itertools.chain.from_iterable(itertools.repeat(loader))
-    return _Closing(epochs, lambda: setattr(loader, "_iterator", None))
+    yield itertools.chain.from_iterable(itertools.repeat(loader))
+    loader._iterator = None  # ends the workers
+
+
+LOADERS = {"nvae_jax": _ours, "torch": _torch}
 
 
 def _stack(images: list[np.ndarray]) -> Any:
@@ -162,8 +158,8 @@ def _stack(images: list[np.ndarray]) -> Any:
 
 def _rate(batches: Any, batch_size: int, seconds: float) -> float:
     """Images per second over about so many seconds."""
-    for _ in range(4):
-        next(batches)  # what was ready
+    for _ in range(16):
+        next(batches)  # more than what loaders keep ready
     start, number = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - start) < seconds:
         next(batches)
