@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
 import time
@@ -24,6 +25,8 @@ from nvae_jax.training.recorder import Recorder
 from nvae_jax.training.settings import TrainingConfig
 from nvae_jax.training.state import TrainState
 from nvae_jax.workdir import Workdir
+
+STEPS_AHEAD = 2  # that the devices have in their queue, so that they never wait for the host
 
 SECTIONS = ("model", "data", "loading", "training")
 
@@ -136,10 +139,15 @@ def train(
     update = compiled_together(program.update, "update")
     batches = _batches(dataset, training, read_loading(config), mesh, step)
     first = step
+    running: collections.deque[dict[str, jax.Array]] = collections.deque()
     with naming_the_dead():
         for batch in itertools.islice(batches, total_steps - first):
             state, metrics = update(state, batch)
             step += 1
+            # A request to stop would otherwise wait for all the steps that are in the queue.
+            running.append(metrics)
+            if len(running) > STEPS_AHEAD:
+                jax.block_until_ready(running.popleft())
             if step == first + 1:
                 jax.block_until_ready(metrics)
                 workdir.log(f"first step done {time.monotonic() - start:.0f} s after the start")
