@@ -31,6 +31,7 @@ CONFIG = ModelConfig(
 RUN = {
     "model.num_scales": 1,
     "model.num_groups": 2,
+    "model.num_blocks": 0,
     "model.num_latents": 2,
     "model.encoder_channels": 4,
     "model.decoder_channels": 4,
