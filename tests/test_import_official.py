@@ -245,8 +245,6 @@ def test_the_papers_arguments_become_our_configuration_of_the_paper():
     ours = ffhq256.get_config().to_dict()
     for run in (imported, ours):  # what changes no number
         del run["model"]["dtype"], run["model"]["remat"]
-    assert imported["data"].items() <= ours.pop("data").items()  # ours has where files are, too
-    del imported["data"], ours["loading"]
     assert imported == ours
 
 
