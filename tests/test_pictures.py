@@ -5,6 +5,7 @@ import pytest
 from tiny import CONFIG, random_variables
 
 from nvae_jax.data.sources import make_dataset
+from nvae_jax.data.transforms import prepare_eval
 from nvae_jax.evaluation.pictures import COLUMNS, TEMPERATURES, draw_curves, make_pictures
 from nvae_jax.evaluation.sampling import make_sampler
 
@@ -22,6 +23,9 @@ def test_pictures_have_a_row_a_temperature_and_inputs_above_outputs(variables):
     assert pictures["reconstructions"].shape == (4 * COLUMNS, 28, 28, 1)
     inputs = pictures["reconstructions"][:COLUMNS]
     assert set(np.unique(inputs)) == {0.0, 1.0}
+    apart = np.arange(COLUMNS) * (297 // (2 * COLUMNS))
+    test = prepare_eval(digits.test[apart], jnp.asarray(apart), binarize=True, num_bits=8)
+    np.testing.assert_array_equal(inputs, test[:, 2:-2, 2:-2])
     outputs = pictures["reconstructions"][COLUMNS : 2 * COLUMNS]
     assert ((outputs > 0) & (outputs < 1)).all()
     # Binarised once and for all, and the same noise: the same pictures again.

@@ -28,7 +28,9 @@ def make_pictures(config: ModelConfig, dataset: Dataset) -> Callable[[Any], dict
     """
     sample = make_sampler(config, COLUMNS)
     reconstruct = make_reconstructor(config)
-    index = np.arange(min(2 * COLUMNS, len(dataset.test) // COLUMNS * COLUMNS))
+    # From all over the split, because neighbours in it may look alike.
+    count = min(2 * COLUMNS, len(dataset.test) // COLUMNS * COLUMNS)
+    index = np.arange(count) * (len(dataset.test) // max(count, 1))
     x = prepare_eval(
         jnp.stack([dataset.test[int(i)] for i in index]),
         jnp.asarray(index),
