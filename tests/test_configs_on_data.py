@@ -135,5 +135,5 @@ def test_two_steps_from_a_folder_of_photographs(tmp_path, monkeypatch):
 def test_every_configuration_is_among_these():
     from test_configs import NAMES
 
-    bundled = {"default", "digits", "digits_one_group", "photos32"}
+    bundled = {"default", "digits", "digits_large", "digits_one_group", "photos32"}
     assert {*FROM_TFDS, "image_folder"} == set(NAMES) - bundled

@@ -116,7 +116,14 @@ def test_the_terms_add_up_to_the_loss():
     logits = 5 * jax.random.normal(key_logits, (3, 4, 4, 1))
     x = jax.random.bernoulli(key_x, shape=(3, 4, 4, 1)).astype(jnp.float32)
     kl = jax.random.uniform(key_kl, (3, 2))
-    output = NVAEOutput(logits, log_q=kl[:, 0], log_p=kl[:, 1], kl=kl, kl_per_channel=kl.T)
+    output = NVAEOutput(
+        logits,
+        log_q=kl[:, 0],
+        log_p=kl[:, 1],
+        kl=kl,
+        kl_per_channel=kl.T,
+        kl_per_image_and_channel=kl[..., None],
+    )
     targets = jnp.array([1.0, 3.0])
 
     terms = elbo_terms(config, output, x, jnp.float32(0.5), targets)

@@ -137,6 +137,8 @@ def test_gradient_clip_counts_the_regularisers():
 IMPOSSIBLE = {
     "epochs": [0, -1],
     "batch_size": [0],
+    "accumulation_steps": [0],
+    "parameter_shards": [0],
     "seed": [-1],
     "learning_rate": [0.0, -1e-2],
     "min_learning_rate": [-1e-4, 2e-2],

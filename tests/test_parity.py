@@ -4,6 +4,7 @@ Two small models, with the official weights and noise: `mnist_tiny` (binary, two
 `cifar_tiny` (logistic mixture, flows). docs/parity.md says how far each number is off.
 """
 
+import collections
 import dataclasses
 import functools
 
@@ -18,7 +19,7 @@ from goldens import nhwc
 from nvae_jax.interop.layout import model_entries
 from nvae_jax.interop.official import import_state_dict
 from nvae_jax.model.distributions import log_likelihood
-from nvae_jax.model.nvae import NVAE
+from nvae_jax.model.nvae import NVAE, effective_kernels
 from nvae_jax.training.objective import balance_targets, elbo_terms
 from nvae_jax.training.optimizer import make_optimizer
 from nvae_jax.training.settings import TrainingConfig
@@ -136,11 +137,18 @@ def place_vectors(golden, u, which):
 
 def paired_vectors(golden, u, which):
     """Yields (official vector, our vector) of every convolution."""
+    kernels = jax.eval_shape(effective_kernels, golden.variables["params"])
+    places, used = {}, collections.Counter()
+    for path, kernel in jax.tree_util.tree_leaves_with_path(kernels):
+        stack = f"{np.prod(kernel.shape[-4:-1])}x{kernel.shape[-1]}"
+        places[tuple(key.key for key in path)] = stack, used[stack]
+        used[stack] += int(np.prod(kernel.shape[:-4]))
+    assert used == {name: len(vectors) for name, vectors in u.items()}
     for k, group in enumerate(golden.meta["sr_groups"]):
         for name, vector in zip(group["layers"], golden.arrays[f"sr/{k}/{which}"], strict=True):
             entry = golden.entries[f"{name}.weight"]
-            ours = functools.reduce(lambda node, key: node[key], entry.path[1:-1], u)
-            yield vector, ours if entry.index is None else ours[entry.index]
+            stack, first = places[entry.path[1:-1]]
+            yield vector, u[stack][first + (entry.index or 0)]
 
 
 def assert_close(actual, expected, tolerance=OUTPUTS):
