@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import itertools
 import time
@@ -137,10 +138,13 @@ def train(
         draw=lambda variables: draw(jax.device_put(variables, replicated(mesh))),
     )
     update = compiled_together(program.update, "update")
-    batches = _batches(dataset, training, read_loading(config), mesh, step)
     first = step
     running: collections.deque[dict[str, jax.Array]] = collections.deque()
-    with naming_the_dead():
+    loading = read_loading(config)
+    with (
+        naming_the_dead(),
+        contextlib.closing(_batches(dataset, training, loading, mesh, step)) as batches,
+    ):
         for batch in itertools.islice(batches, total_steps - first):
             state, metrics = update(state, batch)
             step += 1
@@ -156,7 +160,6 @@ def train(
             if preemption and preemption.requested(step) and step < total_steps:
                 recorder.interrupt(step, metrics, state)
                 return None
-        batches.close()
         return recorder.finish()
 
 

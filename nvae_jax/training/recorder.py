@@ -74,12 +74,13 @@ class Recorder:
                 self._save(step, metrics, state)
 
     def interrupt(self, step: int, metrics: dict[str, Array], state: TrainState) -> None:
-        """Saves `step`, if that is not done yet, and closes what is open."""
+        """Saves `step`, if that is not done yet and its loss is finite, and closes what is open."""
         if self._workdir.latest_step() != step:
             self._save(step, metrics, state)
+        saved = self._workdir.latest_step()
         self._close()
         self._workdir.log(
-            f"interrupted after step {step:,}, saved; the same command goes on from there"
+            f"interrupted after step {step:,}; the same command goes on after step {saved or 0:,}"
         )
 
     def restart_clock(self) -> None:
