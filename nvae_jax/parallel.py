@@ -102,7 +102,7 @@ def keep_freed_memory() -> None:
         return  # not glibc
     trim_threshold, mmap_max, arena_max = -1, -4, -8
     mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(trim_threshold, -1)  # never; a large number would not do after a large compilation
     mallopt(arena_max, 1)
 
 

@@ -4,14 +4,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 
 EPSILON = 1e-5
 NEW_WEIGHT = 0.05  # of a batch's statistics in the running average
+STATISTICS = "batch_statistics"  # their name to checkpoint policies
 
 
 @jax.custom_vjp
-def normalize_by_batch(x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
+def normalize_by_batch(
+    x: Array, scale: Array, bias: Array, near_mean: Array
+) -> tuple[Array, Array, Array]:
     """Normalises channels by the batch's own statistics, in float32.
+
+    Mean and variance come from one pass over x, and on many devices from one exchange: they are
+    those of x - near_mean, whose squares do not drown the variance while near_mean is within some
+    standard deviations of the mean.
 
     The gradient is written out because it needs two sums over the batch where automatic
     differentiation makes five. The statistics that are returned carry no gradient.
@@ -20,16 +28,20 @@ def normalize_by_batch(x: Array, scale: Array, bias: Array) -> tuple[Array, Arra
       x: (B, H, W, C).
       scale: (C,).
       bias: (C,).
+      near_mean: (C,), what the mean is expected to be near to.
 
     Returns: the normalised x in its dtype, mean (C,), and biased variance (C,).
     """
-    return _normalize_by_batch(x, scale, bias)[0]
+    return _normalize_by_batch(x, scale, bias, near_mean)[0]
 
 
-def _normalize_by_batch(x, scale, bias):
+def _normalize_by_batch(x, scale, bias, near_mean):
     x32 = x.astype(jnp.float32)
-    mean = x32.mean((0, 1, 2))
-    var = jnp.square(x32 - mean).mean((0, 1, 2))
+    shifted = x32 - near_mean
+    shifted_mean = shifted.mean((0, 1, 2))
+    mean = near_mean + shifted_mean
+    var = jnp.square(shifted).mean((0, 1, 2)) - jnp.square(shifted_mean)
+    mean, var = checkpoint_name((mean, jnp.maximum(var, 0.0)), STATISTICS)
     inverse_std = lax.rsqrt(var + EPSILON)
     y = ((x32 - mean) * (scale * inverse_std) + bias).astype(x.dtype)
     return (y, mean, var), (x, scale, mean, inverse_std)
@@ -43,7 +55,8 @@ def _normalize_by_batch_gradient(residuals, gradients):
     scale_gradient = (g * standardized).sum((0, 1, 2))
     count = x.size // x.shape[-1]
     centred = g - bias_gradient / count - standardized * (scale_gradient / count)
-    return (scale * inverse_std * centred).astype(x.dtype), scale_gradient, bias_gradient
+    dx = (scale * inverse_std * centred).astype(x.dtype)
+    return dx, scale_gradient, bias_gradient, jnp.zeros_like(mean)
 
 
 normalize_by_batch.defvjp(_normalize_by_batch, _normalize_by_batch_gradient)
@@ -77,7 +90,7 @@ class BatchNorm(nn.Module):
         if not train:
             factor = scale * lax.rsqrt(running_var.value + EPSILON)
             return ((x.astype(jnp.float32) - running_mean.value) * factor + bias).astype(x.dtype)
-        y, mean, var = normalize_by_batch(x, scale, bias)
+        y, mean, var = normalize_by_batch(x, scale, bias, running_mean.value)
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
             count = copies * x.size // channels
             unbiased = var * (count / (count - 1))

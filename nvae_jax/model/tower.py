@@ -10,14 +10,19 @@ import jax.numpy as jnp
 
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.cells import Cell, Resize
+from nvae_jax.model.normalization import STATISTICS
 
 GROUP_INPUT = "group_input"  # the features that a group starts from
 
-# What the forward pass keeps of a group for the backward pass, by `ModelConfig.remat`.
+# What the forward pass keeps of a cell or a group for the backward pass, by `ModelConfig.remat`.
+# Statistics take no memory to speak of, and computing them again would cost a pass over the
+# features and an exchange between devices.
+_keep_statistics = jax.checkpoint_policies.save_only_these_names(STATISTICS)
+CELL_POLICIES = {"cell": _keep_statistics}
 GROUP_POLICIES = {
-    "group": None,
+    "group": _keep_statistics,
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
+        names_which_can_be_saved=[STATISTICS],
         names_which_can_be_offloaded=[GROUP_INPUT],
         offload_src="device",
         offload_dst="pinned_host",
@@ -29,7 +34,9 @@ def make_cell(
     config: ModelConfig, operations: tuple[str, ...], resize: Resize = "same", **options: Any
 ) -> nn.Module:
     """A cell of a model; recomputed in the backward pass when `config.remat` is "cell"."""
-    cell = nn.remat(Cell, static_argnums=(2,)) if config.remat == "cell" else Cell
+    cell = Cell
+    if config.remat in CELL_POLICIES:
+        cell = nn.remat(Cell, policy=CELL_POLICIES[config.remat], static_argnums=(2,))
     dtype = jnp.dtype(config.dtype)
     return cell(operations, resize, config.squeeze_excite, dtype, **options)
 

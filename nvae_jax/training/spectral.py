@@ -18,6 +18,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
 from nvae_jax.model.nvae import effective_kernels
+from nvae_jax.parallel import state_sharding
 
 FIRST_ROUNDS = 40  # of power iteration, when the vectors are still random
 ROUNDS = 4
@@ -76,9 +77,16 @@ def power_iteration(
         in_specs=(divided, divided, divided, whole),
         out_specs=divided,
     )
-    filled = jax.tree.map(lambda x: _fill_up(x, mesh.size), (matrices, u, v))
+
+    def as_in_the_state(tree: Any) -> Any:
+        # Or the compiler would divide all that depends on the vectors, gradients and moments
+        # among it, as the iteration is divided, and gather every parameter after every update.
+        return lax.with_sharding_constraint(tree, state_sharding(mesh, tree))
+
+    inputs = as_in_the_state((matrices, u, v))
+    filled = jax.tree.map(lambda x: _fill_up(x, mesh.size), inputs)
     longer = share(*filled, jnp.asarray(rounds))
-    return jax.tree.map(lambda x, start: x[: len(start)], longer, (u, v))
+    return as_in_the_state(jax.tree.map(lambda x, start: x[: len(start)], longer, (u, v)))
 
 
 def _fill_up(stack: Array, multiple: int) -> Array:
