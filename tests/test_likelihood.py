@@ -17,6 +17,7 @@ from nvae_jax.evaluation.likelihood import (
 from nvae_jax.evaluation.trained import image_keys
 from nvae_jax.model import NVAE, variable_shapes
 from nvae_jax.model.distributions import log_likelihood
+from nvae_jax.model.inference import fold
 from nvae_jax.parallel import make_mesh
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -135,7 +136,7 @@ def test_likelihood_of_images_is_that_of_the_model(variables):
     x = jnp.float32(rng.integers(2, size=(2, *CONFIG.image_shape)))
     index = jnp.arange(2) + 5
     score = jit(make_image_likelihood(CONFIG, (1, 3), draws_at_once=2, seed=4))
-    scores = score(variables, x, index)
+    scores = score(fold(CONFIG, variables), x, index)
 
     @jit
     def one_draw(number):
@@ -159,7 +160,8 @@ def test_memory_does_not_grow_with_the_draws():
 
     def bytes_of(draws):
         score = jit(make_image_likelihood(config, (draws,), draws_at_once=10))
-        memory = score.lower(variable_shapes(config), x, index).compile().memory_analysis()
+        variables = jax.eval_shape(functools.partial(fold, config), variable_shapes(config))
+        memory = score.lower(variables, x, index).compile().memory_analysis()
         return memory.temp_size_in_bytes, memory.output_size_in_bytes
 
     assert bytes_of(1000) == bytes_of(50)

@@ -1,12 +1,14 @@
 """Batch normalisation against float64, and its statistics over a sharded batch."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvae_jax.model.normalization import BatchNorm
+from nvae_jax.model.normalization import STATISTICS, BatchNorm, _one_pass, _two_passes
 from nvae_jax.parallel import batch_sharding, make_mesh, replicated
 
 
@@ -131,3 +133,31 @@ def test_bfloat16_is_normalised_in_float32():
     expected, exact = train(variables, x.astype(jnp.bfloat16).astype(np.float32))
     np.testing.assert_allclose(y.astype(np.float32), expected, rtol=1e-2, atol=1e-2)
     chex.assert_trees_all_close(updated, exact, rtol=1e-6)
+
+
+@pytest.mark.parametrize("away", [0.0, 3.0])
+def test_moments_in_one_pass_are_those_of_two(away):
+    rng = np.random.default_rng(0)
+    x = rng.normal(100.0, 2.0, (8, 16, 16, 3)).astype(np.float32)
+    near_mean = np.full(3, 100 + 2 * away, np.float32)
+    exact = x.astype(np.float64)
+    for moments in (_one_pass, _two_passes):
+        mean, var = moments(jnp.asarray(x), near_mean)
+        np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-6)
+        np.testing.assert_allclose(var, exact.var((0, 1, 2)), rtol=2e-5)
+
+
+def test_recomputation_keeps_the_statistics():
+    x, variables = make()
+
+    def sums_over_the_batch(policy):
+        run = jax.checkpoint(
+            lambda x: jnp.sin(BatchNorm().apply(variables, x, True)), policy=policy
+        )
+        text = str(jax.make_jaxpr(jax.grad(lambda x: run(x).sum()))(x))
+        return len(re.findall(r"reduce_sum\[\s*axes=\(0, 1, 2\)", text))
+
+    keep = jax.checkpoint_policies.save_only_these_names(STATISTICS)
+    # Two moments by either of two platforms' rules, and two sums of the gradient.
+    assert sums_over_the_batch(keep) == 4 + 2
+    assert sums_over_the_batch(None) == 4 + 4 + 2

@@ -19,6 +19,7 @@ from goldens import nhwc
 from nvae_jax.interop.layout import model_entries
 from nvae_jax.interop.official import import_state_dict
 from nvae_jax.model.distributions import log_likelihood
+from nvae_jax.model.inference import FoldedNVAE, fold
 from nvae_jax.model.nvae import NVAE, effective_kernels
 from nvae_jax.training.objective import balance_targets, elbo_terms
 from nvae_jax.training.optimizer import make_optimizer
@@ -63,17 +64,19 @@ def golden(request):
     return Golden(request.param, arrays, meta, config, variables, entries)
 
 
-@pytest.fixture(scope="module")
-def eval_pass(golden):
+def eval_pass(golden, mode):
     """Outputs in evaluate mode, and the reconstruction's negative log-likelihood."""
+    network, variables = NVAE(golden.config), golden.variables
+    if mode == "folded":
+        network, variables = FoldedNVAE(golden.config), fold(golden.config, variables)
     x, noise = nhwc(golden.arrays["x"]), golden.list("eps", golden.config.total_groups)
 
     @jit
     def run(variables, x, noise):
-        output = NVAE(golden.config).apply(variables, x, train=False, noise=noise)
+        output = network.apply(variables, x, train=False, noise=noise)
         return output, -log_likelihood(golden.config, output.logits, x)
 
-    return run(golden.variables, x, noise)
+    return run(variables, x, noise)
 
 
 @pytest.fixture(scope="module")
@@ -161,11 +164,11 @@ def assert_logits_close(golden, actual, expected):
     assert_close(actual, nhwc(expected))
 
 
-@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("mode", ["eval", "folded", "train"])
 def test_outputs(golden, mode, request):
-    expected = goldens.under(golden.name, mode)
-    if mode == "eval":
-        output, reconstruction = request.getfixturevalue("eval_pass")
+    expected = goldens.under(golden.name, "train" if mode == "train" else "eval")
+    if mode != "train":
+        output, reconstruction = eval_pass(golden, mode)
         log_weight = -reconstruction + output.log_p - output.log_q
         assert_close(reconstruction + output.kl.sum(1), expected["nelbo"])
         assert_close(log_weight, expected["log_iw"])
@@ -271,7 +274,11 @@ def test_prior_samples_and_recalibration(golden):
             method=NVAE.sample_prior,
         )
 
-    logits, _ = sample(golden.variables, golden.list("sample_eps", groups), False)
+    noise = golden.list("sample_eps", groups)
+    logits, _ = sample(golden.variables, noise, False)
+    assert_logits_close(golden, logits, golden.arrays["sample/logits"])
+    folded = fold(golden.config, golden.variables)
+    logits = FoldedNVAE(golden.config).apply(folded, 2, 0.7, noise, method="sample_prior")
     assert_logits_close(golden, logits, golden.arrays["sample/logits"])
 
     noise = golden.list("readjust/eps", 2 * groups)

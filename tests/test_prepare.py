@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import stored
 
+from nvae_jax.config import ConfigError
 from nvae_jax.data.builders import Celebahq256, Ffhq256, LsunScenes, Omniglot28, conversion
 from nvae_jax.data.prepare import RECIPES
 from nvae_jax.data.sources import DATASETS, make_dataset
@@ -85,7 +86,7 @@ def test_what_cannot_be_fetched_is_asked_for_by_hand(tmp_path, name, expected):
 
 
 def test_too_small_a_disk_is_refused_before_any_work(tmp_path):
-    with pytest.raises(OSError, match=r"ffhq256 needs up to 27.5 GB in .*; 1.0 GB are free"):
+    with pytest.raises(ConfigError, match=r"ffhq256 needs up to 27.5 GB in .*; 1.0 GB are free"):
         stored.prepare_quietly(tmp_path, "ffhq256", free_bytes=10**9)
     assert_nothing_whole(tmp_path, "ffhq256")
 
@@ -105,7 +106,7 @@ def test_disk_that_fills_up_leaves_nothing_half_written_and_is_resumed(tmp_path,
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     with (
         stored.small_ffhq(),
-        pytest.raises(OSError, match=r"no space left for ffhq256 in .*;"),
+        pytest.raises(ConfigError, match=r"no space left for ffhq256 in .*;"),
     ):
         stored.prepare_quietly(tmp_path, "ffhq256")
     assert_nothing_whole(tmp_path, "ffhq256")

@@ -128,9 +128,9 @@ def prepare(config: ConfigDict) -> Dataset:
     Returns: the dataset.
 
     Raises:
-      ConfigError: an option that is not allowed, a file that has to be fetched by hand, or one that
-        is not what it should be. The message says what to do.
-      OSError: no space on the disk, or the network does not answer.
+      ConfigError: an option that is not allowed, a file that has to be fetched by hand, one that
+        is not what it should be, or a full disk. The message says what to do.
+      OSError: any other trouble with the disk.
     """
     options = dict(config.data)
     name = options.pop("name")
@@ -142,6 +142,10 @@ def prepare(config: ConfigDict) -> Dataset:
         dataset.train[0], dataset.test[0]
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ConfigError(error.strerror) from error
     print(
         f"{dataset.name} is ready: {len(dataset.train):,} images to train, {len(dataset.test):,} "
         f"to test, {'x'.join(map(str, dataset.image_shape))}"

@@ -25,7 +25,8 @@ from nvae_jax.evaluation.latents import (
 )
 from nvae_jax.evaluation.sampling import decoded_mean, sampled_pixels
 from nvae_jax.evaluation.trained import TrainedModel, group_temperatures, image_keys, open_run
-from nvae_jax.model import NVAE, Latents, ModelConfig
+from nvae_jax.model import Latents, ModelConfig
+from nvae_jax.model.inference import FoldedNVAE
 from nvae_jax.options import require, validate
 
 
@@ -215,7 +216,7 @@ def inpaint(model: TrainedModel, x: np.ndarray, options: EditOptions) -> np.ndar
 
 @functools.cache
 def _filler(config: ModelConfig) -> Callable[..., Array]:
-    network, border = NVAE(config), config.border
+    network, border = FoldedNVAE(config), config.border
 
     def fill(variables: Any, batch: Any, unknown: Array, rounds: Array, seed: Array) -> Array:
         def draw(number: Array, images: Array) -> Array:

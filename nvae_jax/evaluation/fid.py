@@ -99,9 +99,8 @@ def fid(
     if options.recalibrate:
         model = recalibrated(model, temperatures)
     params = jax.device_put(weights, replicated(model.mesh))
-    model = dataclasses.replace(model, variables={"nvae": model.variables, "inception": params})
     if options.reference is None:
-        reference = _reference_features(model, options, digest)
+        reference = _reference_features(model, options, digest, params)
     else:
         reference = _read_reference(Path(options.reference), digest)
     provenance = dataclasses.asdict(options) | {"step": model.step, "weights_sha256": digest}
@@ -109,7 +108,7 @@ def fid(
     features = file.complete(
         _sample_features(model, options),
         "samples",
-        constants=(np.uint32(options.seed), temperatures),
+        constants=(params, np.uint32(options.seed), temperatures),
     )
 
     kid, kid_error = kernel_distance(reference, features)
@@ -142,9 +141,10 @@ Work = tuple[Callable[..., Any], int, int, Callable[[np.ndarray], Any]]
 def _sample_features(model: TrainedModel, options: FIDOptions) -> Work:
     draw = make_draw(model.config, options.pixels)
 
-    def features(variables: Any, index: Array, seed: Array, temperatures: Array) -> Array:
-        images = draw(variables["nvae"], index, seed, temperatures)
-        return fid_features(variables["inception"], images)
+    def features(
+        variables: Any, index: Array, params: Any, seed: Array, temperatures: Array
+    ) -> Array:
+        return fid_features(params, draw(variables, index, seed, temperatures))
 
     def read(index: np.ndarray) -> np.ndarray:
         return index.astype(np.uint32)
@@ -152,16 +152,18 @@ def _sample_features(model: TrainedModel, options: FIDOptions) -> Work:
     return features, options.num_images, options.batch_size, read
 
 
-def _reference_features(model: TrainedModel, options: FIDOptions, digest: str) -> np.ndarray:
+def _reference_features(
+    model: TrainedModel, options: FIDOptions, digest: str, params: Any
+) -> np.ndarray:
     dataset, source = model.dataset, fixed_split(model.dataset, options.split)
     mirror = dataset.flip and options.split == "train"
 
-    def features(variables: Any, batch: Any) -> Array:
+    def features(_: Any, batch: Any, params: Any) -> Array:
         x = prepare_eval(batch["image"], batch["index"], binarize=dataset.binarize, num_bits=8)
         if mirror:
             mirrored = jax.vmap(jax.random.bernoulli)(image_keys(0, batch["index"]))
             x = jnp.where(mirrored[:, None, None, None], x[:, :, ::-1], x)
-        return fid_features(variables["inception"], without_border(model.config, x))
+        return fid_features(params, without_border(model.config, x))
 
     number = min(len(source), options.reference_images)
     # Not the first ones: many splits are in the order of their classes.
@@ -179,7 +181,8 @@ def _reference_features(model: TrainedModel, options: FIDOptions, digest: str) -
         "weights_sha256": digest,
     }
     file = _FeatureFile(model, f"fid/reference_{options.split}_{number}", provenance)
-    return file.complete((features, number, options.batch_size, read), "reference images")
+    work = features, number, options.batch_size, read
+    return file.complete(work, "reference images", constants=(params,))
 
 
 def _read_reference(path: Path, digest: str) -> np.ndarray:

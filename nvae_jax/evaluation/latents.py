@@ -13,8 +13,9 @@ from jax import Array
 
 from nvae_jax.evaluation.sampling import decoded_mean
 from nvae_jax.evaluation.trained import TrainedModel, image_keys, image_noise
-from nvae_jax.model import NVAE, Latents, ModelConfig
+from nvae_jax.model import Latents, ModelConfig
 from nvae_jax.model.distributions import without_border
+from nvae_jax.model.inference import FoldedNVAE
 from nvae_jax.options import require
 
 Space = Literal["noise", "latents"]
@@ -45,7 +46,7 @@ def encode_images(
 
 @functools.cache
 def _encoder(config: ModelConfig) -> Callable[..., Latents]:
-    network = NVAE(config)
+    network = FoldedNVAE(config)
 
     def encode(variables: Any, batch: Any, seed: Array, scale: Array) -> Any:
         noise = image_noise(config, image_keys(seed, batch["index"]), scale)
@@ -93,7 +94,7 @@ def decode_latents(
 
 @functools.cache
 def _decoder(config: ModelConfig, space: Space) -> Callable[..., Array]:
-    network = NVAE(config)
+    network = FoldedNVAE(config)
 
     def decode(variables: Any, batch: Any, seed: Array, temperatures: Array) -> Array:
         values, given = batch["latents"], batch["given"]

@@ -18,6 +18,7 @@ from nvae_jax.data.transforms import prepare_eval
 from nvae_jax.evaluation.trained import image_keys
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.distributions import log_likelihood
+from nvae_jax.model.inference import FoldedNVAE
 from nvae_jax.model.nvae import NVAE
 from nvae_jax.parallel import batch_sharding, replicated, shard_batch
 from nvae_jax.processes import compiled_together
@@ -148,7 +149,7 @@ def make_image_likelihood(
     draws. The bottom-up tower runs once, the top-down tower once a draw.
 
     Args:
-      config: of the model.
+      config: of the model; the variables are those of a `FoldedNVAE`.
       counts: of draws, see `importance_weighted_bound`.
       draws_at_once: of each image; memory grows with it, but not with the counts.
       seed: of the draws.
@@ -157,7 +158,7 @@ def make_image_likelihood(
       the draws whose sum is the NELBO; `bounds` (B, P), negated, upper bounds of -log p(x); and
       `sampled_nelbo` (B,), which no bound with all draws exceeds.
     """
-    model = NVAE(config)
+    model = FoldedNVAE(config)
 
     def likelihood(variables: Any, x: Array, index: Array) -> dict[str, Array]:
         def repeat(array: Array, axis: int) -> Array:

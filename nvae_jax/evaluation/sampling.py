@@ -25,6 +25,7 @@ from nvae_jax.evaluation.trained import (
 )
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.distributions import image_distribution, without_border
+from nvae_jax.model.inference import FoldedNVAE
 from nvae_jax.model.nvae import NVAE
 from nvae_jax.options import validate
 
@@ -197,9 +198,9 @@ def sample_batches(
 def make_draw(config: ModelConfig, pixels: Pixels = "mean") -> Callable[..., Array]:
     """A function `(variables, index, seed, temperatures) → images` from the prior, for `jit`.
 
-    See `sample_batches`.
+    The variables are those of a `FoldedNVAE`. See `sample_batches`.
     """
-    network = NVAE(config)
+    network = FoldedNVAE(config)
 
     def draw(variables: Any, index: Array, seed: Array, temperatures: Array) -> Array:
         keys = image_keys(seed, index)

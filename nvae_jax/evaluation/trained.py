@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import math
 import os
 import time
@@ -18,6 +19,7 @@ from jax.sharding import Mesh
 from nvae_jax.config import from_mapping
 from nvae_jax.data.sources import Dataset, make_dataset
 from nvae_jax.model import ModelConfig, variable_shapes
+from nvae_jax.model.inference import fold
 from nvae_jax.options import require
 from nvae_jax.parallel import make_mesh, replicated, shard_batch
 from nvae_jax.workdir import Workdir
@@ -53,6 +55,11 @@ class TrainedModel:
         """
         return jax.jit(function, out_shardings=replicated(self.mesh))
 
+    @functools.cached_property
+    def folded(self) -> dict[str, Any]:
+        """The variables as a `FoldedNVAE` takes them."""
+        return self.compile(functools.partial(fold, self.config))(self.variables)
+
     def in_batches(
         self,
         compiled: Callable[..., Any],
@@ -70,7 +77,7 @@ class TrainedModel:
         read while the devices work.
 
         Args:
-          compiled: of `compile`; called with the variables, a batch, and the constants.
+          compiled: of `compile`; called with `folded`, a batch, and the constants.
           number: how many items there are.
           batch_size: items at a time on each device.
           read: from item numbers (B,) to a batch, a tree of NumPy arrays (B, …).
@@ -103,7 +110,7 @@ class TrainedModel:
 
         for first in range(start, number, batch_size * devices):
             batch = shard_batch(self.mesh, read(np.minimum(first + position, number - 1)))
-            running = first, compiled(self.variables, batch, *constants)
+            running = first, compiled(self.folded, batch, *constants)
             if previous is not None:
                 yield finish(*previous)
             previous = running
@@ -118,7 +125,7 @@ class TrainedModel:
         what: str | None = None,
         constants: tuple[Any, ...] = (),
     ) -> Any:
-        """Runs a function of the variables, a batch and the constants over all of `arrays`.
+        """Runs a function of `folded`, a batch and the constants over all of `arrays`.
 
         `arrays` is a tree of NumPy arrays (N, …).
 

@@ -79,18 +79,22 @@ class Conv(nn.Module):
         k = self.kernel_size
         shape = (k, k, x.shape[-1] // self.groups, self.features)
         mask = self.kernel_mask(shape)
-        x = x.astype(self.dtype)
         initializer = uniform_fan_in(k * k * shape[2])
         weights = {"kernel": self.param("kernel", initializer, shape)}
         if self.weight_norm:
             weights["log_gain"] = self.param("log_gain", self._init_log_gain, weights, x, mask)
-        y = self._convolve(x, effective_kernel(weights, mask), mask)
+        bias = None
         if self.use_bias:
-            y += self.param("bias", self._init_bias, initializer, weights, x, mask).astype(y.dtype)
-        return y
+            bias = self.param("bias", self._init_bias, initializer, weights, x, mask)
+        return self.convolve(x, effective_kernel(weights, mask), bias)
+
+    def convolve(self, x: Array, kernel: Array, bias: Array | None = None) -> Array:
+        """The layer with another kernel (H, W, I, O), zero where it is masked, and bias (O,)."""
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        y = self._convolve(x, kernel, self.kernel_mask(kernel.shape))
+        return y if bias is None else y + bias.astype(y.dtype)
 
     def _convolve(self, x: Array, kernel: Array, mask: np.ndarray | None) -> Array:
-        kernel = kernel.astype(x.dtype)
         if self.groups == x.shape[-1] == self.features and self.dilation == 1:
             taps = None if mask is None else _taps(mask)
             return depthwise_conv(x, kernel, self.stride, taps)
@@ -122,7 +126,7 @@ class Conv(nn.Module):
 
     def _first_batch_statistics(self, weights, x, mask):
         unit = effective_kernel({**weights, "log_gain": jnp.zeros((self.features,))}, mask)
-        y = self._convolve(x, unit, mask).astype(jnp.float32)
+        y = self.convolve(x, unit).astype(jnp.float32)
         return y.mean((0, 1, 2)), 5 * y.std((0, 1, 2), ddof=1) + 1e-5
 
 

@@ -17,10 +17,6 @@ def normalize_by_batch(
 ) -> tuple[Array, Array, Array]:
     """Normalises channels by the batch's own statistics, in float32.
 
-    Mean and variance come from one pass over x, and on many devices from one exchange: they are
-    those of x - near_mean, whose squares do not drown the variance while near_mean is within some
-    standard deviations of the mean.
-
     The gradient is written out because it needs two sums over the batch where automatic
     differentiation makes five. The statistics that are returned carry no gradient.
 
@@ -28,7 +24,7 @@ def normalize_by_batch(
       x: (B, H, W, C).
       scale: (C,).
       bias: (C,).
-      near_mean: (C,), what the mean is expected to be near to.
+      near_mean: (C,), what the mean is expected to be near to; only rounding depends on it.
 
     Returns: the normalised x in its dtype, mean (C,), and biased variance (C,).
     """
@@ -37,14 +33,30 @@ def normalize_by_batch(
 
 def _normalize_by_batch(x, scale, bias, near_mean):
     x32 = x.astype(jnp.float32)
-    shifted = x32 - near_mean
-    shifted_mean = shifted.mean((0, 1, 2))
-    mean = near_mean + shifted_mean
-    var = jnp.square(shifted).mean((0, 1, 2)) - jnp.square(shifted_mean)
-    mean, var = checkpoint_name((mean, jnp.maximum(var, 0.0)), STATISTICS)
+    mean, var = checkpoint_name(
+        lax.platform_dependent(x32, near_mean, cpu=_two_passes, default=_one_pass), STATISTICS
+    )
     inverse_std = lax.rsqrt(var + EPSILON)
     y = ((x32 - mean) * (scale * inverse_std) + bias).astype(x.dtype)
     return (y, mean, var), (x, scale, mean, inverse_std)
+
+
+def _two_passes(x, near_mean):
+    """Mean and biased variance; a second pass costs nothing to speak of out of a CPU's caches."""
+    mean = x.mean((0, 1, 2))
+    return mean, jnp.square(x - mean).mean((0, 1, 2))
+
+
+def _one_pass(x, near_mean):
+    """The same from one pass over memory and one exchange between devices.
+
+    Taken from x - near_mean, whose squares do not drown the variance while `near_mean` is within
+    some standard deviations of the mean.
+    """
+    shifted = x - near_mean
+    mean = shifted.mean((0, 1, 2))
+    var = jnp.square(shifted).mean((0, 1, 2)) - jnp.square(mean)
+    return near_mean + mean, jnp.maximum(var, 0.0)
 
 
 def _normalize_by_batch_gradient(residuals, gradients):
