@@ -118,6 +118,17 @@ def _shifted_gradients(x, kernel, g, *, stride, taps):
     return _computed_once(dx), _kernel_gradient(x, kernel, g, stride, taps)
 
 
+# Ways to compute the same: forward `(x, kernel, *, stride)`, and `(x, kernel, g, *, stride)` to the
+# gradients of x and kernel.
+FORMULATIONS = {
+    "grouped convolution": (_grouped, _grouped_gradients),
+    "shifted products": (
+        functools.partial(_shifted_products, taps=None),
+        functools.partial(_shifted_gradients, taps=None),
+    ),
+}
+
+
 def _add_all(a, b):
     return [p + q for p, q in zip(a, b, strict=True)]
 

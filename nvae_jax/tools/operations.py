@@ -1,0 +1,190 @@
+"""The operations that a model is made of, at the model's own shapes, in every formulation.
+
+On which platform which formulation of an operation is fastest can only be measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from nvae_jax.model.architecture import ModelConfig
+from nvae_jax.model.cells import SqueezeExcite
+from nvae_jax.model.depthwise import FORMULATIONS
+from nvae_jax.model.normalization import normalize_by_batch
+from nvae_jax.tools.flops import count_flops
+from nvae_jax.tools.timing import Row, measure
+
+# (forward of the arguments, from the arguments and the output's gradient to theirs)
+Formulation = tuple[Callable[..., Any], Callable[..., Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A resolution of a model, both towers' channels there, and how far its cells expand them."""
+
+    height: int
+    width: int
+    encoder_channels: int
+    decoder_channels: int
+    expansion: int
+
+    @property
+    def hidden(self) -> int:
+        """Channels of the depthwise convolutions."""
+        return self.expansion * self.decoder_channels
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """What is to be computed.
+
+    Attributes:
+      name: with its resolution and channels.
+      arguments: trees of `jax.ShapeDtypeStruct`.
+      formulations: ways to compute it; FLOPs are counted in the first.
+    """
+
+    name: str
+    arguments: tuple[Any, ...]
+    formulations: Mapping[str, Formulation]
+
+
+def places(config: ModelConfig) -> list[Place]:
+    """The finest resolution first: blocks before and after the latents, then the latent scales."""
+    height, width, _ = config.image_shape
+    outside = [
+        Place(
+            height // factor,
+            width // factor,
+            config.encoder_channels * factor,
+            config.decoder_channels * factor,
+            expansion=3,
+        )
+        for factor in (2**block for block in range(config.num_blocks))
+    ]
+    return outside + [
+        Place(s.height, s.width, s.encoder_channels, s.decoder_channels, expansion=6)
+        for s in config.scales
+    ]
+
+
+def operations(config: ModelConfig, batch_size: int) -> list[Operation]:
+    """The operations of the paper's cells at every place, for images of one device.
+
+    The encoder's 3×3 convolution; of the decoder's cells, the expanding 1×1 and the depthwise 5×5
+    convolution and the batch norm and swish between them, and the squeeze-and-excitation.
+    """
+    found = []
+    for place in places(config):
+        of = functools.partial(_shape, config.dtype)
+        pixels = (batch_size, place.height, place.width)
+        inside, hidden, outer = place.decoder_channels, place.hidden, place.encoder_channels
+        x, wide = of(*pixels, inside), of(*pixels, hidden)
+        vector = _shape("float32", hidden)
+        gate = SqueezeExcite(jnp.dtype(config.dtype))
+        gate_parameters = jax.eval_shape(gate.init, jax.random.key(0), x)
+        arguments: dict[str, tuple[tuple[Any, ...], Mapping[str, Formulation]]] = {
+            f"depthwise 5×5, {hidden}": ((wide, of(5, 5, 1, hidden)), DEPTHWISE),
+            f"conv 3×3, {outer}": ((of(*pixels, outer), of(3, 3, outer, outer)), CONVOLUTION),
+            f"conv 1×1, {inside} to {hidden}": ((x, of(1, 1, inside, hidden)), POINTWISE),
+            f"batch norm and swish, {hidden}": ((wide, vector, vector), NORMALIZATION),
+            f"squeeze-excite, {inside}": (
+                (x, gate_parameters),
+                {"as in the model": _automatic(lambda x, p, gate=gate: gate.apply(p, x))},
+            ),
+        }
+        found += [
+            Operation(f"{place.height}×{place.width} {name}", shapes, formulations)
+            for name, (shapes, formulations) in arguments.items()
+        ]
+    return found
+
+
+def _shape(dtype: str, *shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _automatic(forward: Callable[..., Any]) -> Formulation:
+    """A formulation whose gradient JAX derives."""
+
+    def gradient(*arguments: Any) -> Any:
+        *inputs, g = arguments
+        return jax.vjp(forward, *inputs)[1](g)
+
+    return forward, gradient
+
+
+def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+
+
+def _multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
+
+
+def _swish_of(normalize: Callable[..., Any]) -> Formulation:
+    return _automatic(lambda x, scale, bias: nn.swish(normalize(x, scale, bias)[0]))
+
+
+DEPTHWISE: dict[str, Formulation] = {
+    name: (functools.partial(forward, stride=1), functools.partial(gradients, stride=1))
+    for name, (forward, gradients) in FORMULATIONS.items()
+}
+CONVOLUTION = {"convolution": _automatic(_convolve)}
+POINTWISE = {"matrix product": _automatic(_multiply), "convolution": _automatic(_convolve)}
+NORMALIZATION = {
+    "gradient written out": _swish_of(normalize_by_batch),
+    "automatic gradient": _swish_of(normalize_by_batch.__wrapped__),  # type: ignore[attr-defined]
+}
+
+
+def measure_operations(config: ModelConfig, batch_size: int, repeats: int) -> list[Row]:
+    """Forward and gradient of every operation in every formulation, on one device.
+
+    Bytes are those of arguments and results, each once: what an operation on its own must move.
+    """
+    rows = []
+    for operation in operations(config, batch_size):
+        calls, counts = {}, {}
+        forward, _ = next(iter(operation.formulations.values()))
+        g = jax.eval_shape(forward, *operation.arguments)
+        # In the order of a formulation's functions.
+        shapes = {"forward": operation.arguments, "gradient": (*operation.arguments, g)}
+        draws = {name: draw(arguments) for name, arguments in shapes.items()}
+        flops, moved = {}, {}
+        for number, (direction, arguments) in enumerate(shapes.items()):
+            reference = next(iter(operation.formulations.values()))[number]
+            traced = jax.jit(reference).trace(*arguments)
+            flops[direction] = count_flops(traced.jaxpr)
+            moved[direction] = count_bytes((arguments, traced.out_info))
+        for formulation, functions in operation.formulations.items():
+            for direction, function in zip(shapes, functions, strict=True):
+                name = f"{operation.name}; {formulation}; {direction}"
+                jitted, arguments = jax.jit(function), draws[direction]
+                calls[name] = functools.partial(jitted, *arguments)
+                counts[name] = {"flops": flops[direction], "bytes": moved[direction]}
+        seconds = measure(calls, repeats)
+        rows += [Row("operations", name, seconds[name], **counts[name]) for name in calls]
+    return rows
+
+
+def count_bytes(tree: Any) -> int:
+    """Of all arrays, or shapes of arrays, of a tree."""
+    return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
+
+def draw(shapes: Any) -> Any:
+    """Standard-normal numbers in arrays of a tree's shapes, on JAX's first device."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda s: jnp.asarray(rng.standard_normal(s.shape), s.dtype), shapes)
