@@ -28,7 +28,7 @@ import optax
 from nvae_jax.config import from_mapping
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.parallel import keep_compiled_programs, keep_freed_memory, make_mesh
-from nvae_jax.tools import workloads
+from nvae_jax.tools import step_split, workloads
 from nvae_jax.tools.benchmark_report import (
     Benchmark,
     comparison,
@@ -41,6 +41,7 @@ from nvae_jax.tools.benchmark_report import (
 )
 from nvae_jax.tools.operations import measure_operations
 from nvae_jax.tools.roofline import measure_machine
+from nvae_jax.tools.timing import Row
 from nvae_jax.training.settings import TrainingConfig
 
 # In the order in which they are measured: the peak of the memory in use is the update's.
@@ -125,13 +126,16 @@ class Data(NamedTuple):
 def open_data(settings: dict[str, Any]) -> Data:
     """The real data, which takes the packages that a run takes.
 
-    Raises: ValueError naming the field of `data` or `loading` that is wrong.
+    Raises: ValueError naming the field that is wrong, or at odds with the data.
     """
-    from nvae_jax.data.loader import LoadingConfig
-    from nvae_jax.data.sources import make_dataset
+    from ml_collections import ConfigDict
 
-    loading = from_mapping(LoadingConfig, settings.get("loading", {}), "loading")
-    return Data(make_dataset(**settings.get("data", {})), loading)
+    from nvae_jax.training.loop import read_config, read_loading
+
+    if "data" not in settings:
+        raise ValueError("the configuration has no section data")
+    config = ConfigDict(settings)
+    return Data(read_config(config)[1], read_loading(config))
 
 
 def real_batch(data: Data, training: TrainingConfig) -> Any:
@@ -169,6 +173,8 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> Benchmark:
         if what not in WHAT:
             raise ValueError(f"--what has {what!r}; allowed: {', '.join(WHAT)}")
     devices = jax.devices()[: options.devices]
+    if options.devices and options.devices > len(devices):
+        raise ValueError(f"--devices is {options.devices}; allowed: 1 to {len(devices)}")
     if options.device_batch:
         overrides = overrides | {"training.batch_size": options.device_batch * len(devices)}
     settings = with_overrides(read_settings(options.config), overrides)
@@ -180,14 +186,19 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> Benchmark:
     work = workloads.Workload(model, training, mesh, options.repeats, batch)
     images, repeats = training.batch_size, options.repeats
     measurements = {
-        "train": lambda: workloads.train(work),
+        "train": lambda: step_split.train(work),
         "sample": lambda: workloads.sample(work, options.num_images or images),
         "evaluate": lambda: workloads.evaluate(work),
         "compile": lambda: workloads.compilation(work),
-        "load": lambda: workloads.load(*data, images, training.seed, repeats),
         "operations": lambda: measure_operations(model, images // mesh.size, repeats),
     }
-    rows = [row for what in WHAT if what in wanted for row in measurements[what]()]
+    if data:
+        measurements["load"] = lambda: workloads.load(*data, images, training.seed, repeats)
+    rows: list[Row] = []
+    for what in WHAT:
+        if what in wanted:
+            print(f"measuring: {what}", file=sys.stderr, flush=True)
+            rows += measurements[what]()
     # Last, because its arrays would count in the peak of the memory in use.
     machine = measure_machine(model.dtype, repeats)
     name = os.path.basename(options.config)
@@ -251,6 +262,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for path in (options.json, options.picture, options.write_config):
             if path and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
                 raise ValueError(f"{path!r} is in a folder that is not there")
+        if options.picture and importlib.util.find_spec("matplotlib") is None:
+            raise ValueError("--picture needs matplotlib")
         if options.compare:
             print(compare(options.compare, options.picture))
             return

@@ -43,10 +43,9 @@ def to_json(benchmark: Benchmark) -> str:
     """All of it, with every repeat, and what follows from it for whoever reads it elsewhere."""
     fields = dataclasses.asdict(benchmark)
     for row, values in zip(benchmark.rows, fields["rows"], strict=True):
-        reached = share(benchmark.machine, row)
         values["median"] = row.median
         values["rate"] = row.rate
-        values["share"] = None if reached is None else dataclasses.asdict(reached)
+        values["share"] = dataclasses.asdict(share(benchmark.machine, row))
     return json.dumps(fields, indent=2) + "\n"
 
 
@@ -111,8 +110,7 @@ def _scaled(get: Callable[[Row], float | None], unit: float) -> Callable[[Row, M
 
 def _reached(field: str) -> Callable[[Row, Machine], str]:
     def cell(row: Row, machine: Machine) -> str:
-        reached = share(machine, row)
-        value = reached and getattr(reached, field)
+        value = getattr(share(machine, row), field)
         return value if isinstance(value, str) else _optional(value, "{:.1%}")
 
     return cell

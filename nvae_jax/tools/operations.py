@@ -94,9 +94,9 @@ def operations(config: ModelConfig, batch_size: int) -> list[Operation]:
         gate = SqueezeExcite(jnp.dtype(config.dtype))
         gate_parameters = jax.eval_shape(gate.init, jax.random.key(0), x)
         arguments: dict[str, tuple[tuple[Any, ...], Mapping[str, Formulation]]] = {
-            f"depthwise 5×5, {hidden}": ((wide, of(5, 5, 1, hidden)), DEPTHWISE),
-            f"conv 3×3, {outer}": ((of(*pixels, outer), of(3, 3, outer, outer)), CONVOLUTION),
-            f"conv 1×1, {inside} to {hidden}": ((x, of(1, 1, inside, hidden)), POINTWISE),
+            f"depthwise 5x5, {hidden}": ((wide, of(5, 5, 1, hidden)), DEPTHWISE),
+            f"conv 3x3, {outer}": ((of(*pixels, outer), of(3, 3, outer, outer)), CONVOLUTION),
+            f"conv 1x1, {inside} to {hidden}": ((x, of(1, 1, inside, hidden)), POINTWISE),
             f"batch norm and swish, {hidden}": ((wide, vector, vector), NORMALIZATION),
             f"squeeze-excite, {inside}": (
                 (x, gate_parameters),
@@ -104,7 +104,7 @@ def operations(config: ModelConfig, batch_size: int) -> list[Operation]:
             ),
         }
         found += [
-            Operation(f"{place.height}×{place.width} {name}", shapes, formulations)
+            Operation(f"{place.height}x{place.width} {name}", shapes, formulations)
             for name, (shapes, formulations) in arguments.items()
         ]
     return found
@@ -156,27 +156,42 @@ def measure_operations(config: ModelConfig, batch_size: int, repeats: int) -> li
     """
     rows = []
     for operation in operations(config, batch_size):
-        calls, counts = {}, {}
-        forward, _ = next(iter(operation.formulations.values()))
-        g = jax.eval_shape(forward, *operation.arguments)
-        # In the order of a formulation's functions.
+        reference, _ = next(iter(operation.formulations.values()))
+        g = jax.eval_shape(reference, *operation.arguments)
         shapes = {"forward": operation.arguments, "gradient": (*operation.arguments, g)}
-        draws = {name: draw(arguments) for name, arguments in shapes.items()}
-        flops, moved = {}, {}
-        for number, (direction, arguments) in enumerate(shapes.items()):
-            reference = next(iter(operation.formulations.values()))[number]
-            traced = jax.jit(reference).trace(*arguments)
-            flops[direction] = count_flops(traced.jaxpr)
-            moved[direction] = count_bytes((arguments, traced.out_info))
-        for formulation, functions in operation.formulations.items():
-            for direction, function in zip(shapes, functions, strict=True):
-                name = f"{operation.name}; {formulation}; {direction}"
-                jitted, arguments = jax.jit(function), draws[direction]
-                calls[name] = functools.partial(jitted, *arguments)
-                counts[name] = {"flops": flops[direction], "bytes": moved[direction]}
-        seconds = measure(calls, repeats)
-        rows += [Row("operations", name, seconds[name], **counts[name]) for name in calls]
+        counts = _counts(operation, g)
+        arrays = {direction: draw(arguments) for direction, arguments in shapes.items()}
+        calls = {
+            (formulation, direction): functools.partial(jax.jit(function), *arrays[direction])
+            for formulation, (forward, gradient) in operation.formulations.items()
+            for direction, function in {"forward": forward, "gradient": gradient}.items()
+        }
+        names = {key: f"{operation.name}; {'; '.join(key)}" for key in calls}
+        seconds = measure({names[key]: call for key, call in calls.items()}, repeats)
+        rows += [
+            Row("operations", name, seconds[name], **counts[direction])
+            for (_, direction), name in names.items()
+        ]
     return rows
+
+
+def _counts(operation: Operation, g: Any) -> dict[str, dict[str, Any]]:
+    """FLOPs and bytes of both directions; g is the shape of the output's gradient."""
+    forward, gradient = next(iter(operation.formulations.values()))
+    traced = jax.jit(forward).trace(*operation.arguments)
+    backward = jax.jit(gradient).trace(*operation.arguments, g)
+    flops = count_flops(traced.jaxpr)
+    return {
+        "forward": {
+            "flops": flops,
+            "bytes": count_bytes((operation.arguments, traced.out_info)),
+        },
+        "gradient": {
+            # A gradient is traced with the forward pass that it belongs to.
+            "flops": count_flops(backward.jaxpr) - flops,
+            "bytes": count_bytes((operation.arguments, g, backward.out_info)),
+        },
+    }
 
 
 def count_bytes(tree: Any) -> int:

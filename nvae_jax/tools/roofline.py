@@ -1,7 +1,7 @@
 """What a device can do at most, as measured, and how near to it a program comes.
 
-The roofline (Williams et al., 2009): a program of F operations and D bytes takes at least F / matrix
-rate and at least D / bandwidth. The longer of the two binds.
+The roofline (Williams et al., 2009): a program of F operations and D bytes takes at least
+F / matrix rate and at least D / bandwidth. The longer of the two binds.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Machine:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """How near to its limits a device comes with a program.
+    """How near to its limits a device comes with a program; None: that was not counted.
 
     Attributes:
       matrix: part of the matrix rate that is reached.
@@ -46,9 +46,9 @@ class Share:
       bound: the limit that is nearer, matrix or memory.
     """
 
-    matrix: float
-    bandwidth: float
-    bound: str
+    matrix: float | None
+    bandwidth: float | None
+    bound: str | None
 
 
 def measure_machine(dtype: str, repeats: int = 5) -> Machine:
@@ -82,10 +82,11 @@ def _seconds(function: Any, arguments: tuple[Any, ...], repeats: int) -> float:
     return min(measure({"": lambda: function(*arguments)}, repeats)[""])
 
 
-def share(machine: Machine, row: Row) -> Share | None:
-    """How near a measurement comes to the machine's limits; None if nothing of it was counted."""
-    if not row.flops and not row.bytes:
-        return None
-    matrix = (row.flops or 0.0) / machine.matrix_rate / row.median
-    bandwidth = (row.bytes or 0.0) / machine.bandwidth / row.median
-    return Share(matrix, bandwidth, "matrix" if matrix >= bandwidth else "memory")
+def share(machine: Machine, row: Row) -> Share:
+    """How near a measurement comes to the machine's limits."""
+    matrix = None if row.flops is None else row.flops / machine.matrix_rate / row.median
+    bandwidth = None if row.bytes is None else row.bytes / machine.bandwidth / row.median
+    bound = None
+    if matrix is not None and bandwidth is not None:
+        bound = "matrix" if matrix >= bandwidth else "memory"
+    return Share(matrix, bandwidth, bound)

@@ -1,4 +1,4 @@
-"""What the benchmark measures of a configuration: the functions of real runs, and their parts."""
+"""What the benchmark measures of a configuration: the functions that real runs are made of."""
 
 from __future__ import annotations
 
@@ -12,29 +12,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import Array
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
-from nvae_jax.data.transforms import prepare_train
 from nvae_jax.evaluation.likelihood import make_image_likelihood, make_validation_sums
 from nvae_jax.evaluation.sampling import make_sampler
 from nvae_jax.model.architecture import ModelConfig
-from nvae_jax.model.tower import loop_unroll
 from nvae_jax.parallel import batch_sharding, replicated, shard_batch
 from nvae_jax.tools.flops import count_flops
 from nvae_jax.tools.hlo import peak_memory, traffic
-from nvae_jax.tools.timing import WARM_UP, Row, measure
-from nvae_jax.training.optimizer import make_links
+from nvae_jax.tools.timing import Row, measure
 from nvae_jax.training.program import make_program
 from nvae_jax.training.settings import TrainingConfig
 from nvae_jax.training.state import TrainState
-from nvae_jax.training.step import make_loss, mean_over_parts
 
 STEPS_PER_EPOCH = 1000  # a number in the schedule, nothing else
 DRAWS = 8  # importance weights of an image
-BETA, REGULARIZATION = 0.5, 1e-2  # weights of the middle of training; they cost the same at any
 
 
 class Workload:
@@ -106,117 +99,6 @@ def compile_for(function: Any, *arguments: Any, devices: int = 1) -> Compiled:
     compiled = traced.lower().compile()
     flops = count_flops(traced.jaxpr) / devices
     return Compiled(compiled, flops, traffic(compiled.as_text()).bytes, peak_memory(compiled))
-
-
-def train(work: Workload) -> list[Row]:
-    """The update and its parts, see `split`. It leaves a state that has gone some steps further."""
-    size = work.mesh.size
-    update = compile_for(work.program.update, work.state, work.batch, devices=size)
-
-    def step() -> Any:
-        work.state, metrics = update.call(work.state, work.batch)
-        return metrics
-
-    # The first update has more rounds of power iteration; the parts shall see a later state.
-    for _ in range(WARM_UP):
-        jax.block_until_ready(step())
-    peak = (work.mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use")
-    calls, counts = _parts(work)
-    seconds = measure({"step": step, **calls}, work.repeats)
-    images = work.training.batch_size
-    rows = [Row("train", "step", seconds["step"], images, **update.counts, peak=peak)]
-    for name, values in split(seconds).items():
-        rows.append(Row("train", name, values, **counts.get(name, {})))
-    return rows
-
-
-def split(seconds: Mapping[str, list[float]]) -> dict[str, list[float]]:
-    """A step's parts, whose sum it is in every repeat.
-
-    `backward` is what the gradient takes longer than the forward pass alone, `rest` what the step
-    takes longer than its parts one by one; the compiler may also make it shorter.
-
-    Args:
-      seconds: of `step`, `input`, `forward`, `gradient`, `spectral` and `optimiser`.
-    """
-    gradient, forward = seconds["gradient"], seconds["forward"]
-    parts = {
-        "input": seconds["input"],
-        "forward": forward,
-        "backward": [g - f for g, f in zip(gradient, forward, strict=True)],
-        "spectral": seconds["spectral"],
-        "optimiser": seconds["optimiser"],
-    }
-    sums = [sum(values) for values in zip(*parts.values(), strict=True)]
-    rest = [whole - part for whole, part in zip(seconds["step"], sums, strict=True)]
-    return parts | {"rest": rest}
-
-
-def _parts(work: Workload) -> tuple[dict[str, Callable[[], Any]], dict[str, dict[str, Any]]]:
-    """What `split` asks for but the step, and what is counted of each part, by name."""
-    training, mesh = work.training, work.mesh
-    loss = make_loss(work.model, training)
-    spectral, *links = make_links(training, STEPS_PER_EPOCH, mesh)
-    others = optax.chain(*links)
-    key, beta = jax.random.key(training.seed), jnp.asarray(BETA)
-
-    def prepare(batch: dict[str, Array], key: Array) -> Array:
-        image, index, epoch = batch["image"], batch["index"], batch["epoch"]
-        return prepare_train(
-            image,
-            index,
-            epoch,
-            seed_key=key,
-            binarize=work.binarize,
-            flip=work.flip,
-            num_bits=work.model.num_bits,
-        )
-
-    def over_parts(function: Callable[..., Any]) -> Any:
-        def run(params: Any, batch_stats: Any, x: Array, key: Array) -> Any:
-            return mean_over_parts(
-                lambda x, key: function(params, batch_stats, x, key, beta),
-                x,
-                key,
-                training.accumulation_steps,
-                loop_unroll(work.model),
-            )
-
-        return jax.jit(run)
-
-    def regularize(gradient: Any, opt_state: Any, params: Any) -> Any:
-        return spectral.update(gradient, opt_state, params, regularization=REGULARIZATION)
-
-    def optimise(gradient: Any, opt_state: Any, params: Any, ema_params: Any) -> Any:
-        updates, opt_state = others.update(
-            gradient, opt_state, params, regularization=REGULARIZATION
-        )
-        params = optax.apply_updates(params, updates)
-        if training.ema_decay is not None:
-            ema_params = optax.incremental_update(params, ema_params, 1 - training.ema_decay)
-        return params, opt_state, ema_params
-
-    x = jax.jit(prepare)(work.batch, key)
-    gradients = over_parts(jax.grad(loss, has_aux=True))
-    (gradient, _) = gradients(work.state.params, work.state.batch_stats, x, key)
-    # Asked for at every call, because an update takes the memory of the state before it.
-    functions: dict[str, tuple[Any, Callable[[TrainState], tuple[Any, ...]]]] = {
-        "input": (jax.jit(prepare), lambda state: (work.batch, key)),
-        "forward": (over_parts(loss), lambda s: (s.params, s.batch_stats, x, key)),
-        "gradient": (gradients, lambda s: (s.params, s.batch_stats, x, key)),
-        "spectral": (jax.jit(regularize), lambda s: (gradient, s.opt_state[0], s.params)),
-        "optimiser": (
-            jax.jit(optimise),
-            lambda s: (gradient, s.opt_state[1:], s.params, s.ema_params),
-        ),
-    }
-    calls, counts = {}, {}
-    for name, (function, arguments) in functions.items():
-        compiled = compile_for(function, *arguments(work.state), devices=mesh.size)
-        counts[name] = compiled.counts
-        calls[name] = lambda f=compiled.call, arguments=arguments: f(*arguments(work.state))
-    counts["backward"] = {"flops": counts["gradient"]["flops"] - counts["forward"]["flops"]}
-    return calls, counts
 
 
 def sample(work: Workload, num_images: int) -> list[Row]:
