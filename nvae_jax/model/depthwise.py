@@ -7,6 +7,8 @@ than the arithmetic needs. There a depthwise convolution is a sum of shifted pro
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +122,7 @@ def _shifted_gradients(x, kernel, g, *, stride, taps):
 
 # Ways to compute the same: forward `(x, kernel, *, stride)`, and `(x, kernel, g, *, stride)` to the
 # gradients of x and kernel.
-FORMULATIONS = {
+FORMULATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "grouped convolution": (_grouped, _grouped_gradients),
     "shifted products": (
         functools.partial(_shifted_products, taps=None),

@@ -162,7 +162,7 @@ def measure_operations(config: ModelConfig, batch_size: int, repeats: int) -> li
         counts = _counts(operation, g)
         arrays = {direction: draw(arguments) for direction, arguments in shapes.items()}
         calls = {
-            (formulation, direction): functools.partial(jax.jit(function), *arrays[direction])
+            (formulation, direction): _bound(function, arrays[direction])
             for formulation, (forward, gradient) in operation.formulations.items()
             for direction, function in {"forward": forward, "gradient": gradient}.items()
         }
@@ -173,6 +173,11 @@ def measure_operations(config: ModelConfig, batch_size: int, repeats: int) -> li
             for (_, direction), name in names.items()
         ]
     return rows
+
+
+def _bound(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[[], Any]:
+    jitted: Any = jax.jit(function)
+    return lambda: jitted(*arguments)
 
 
 def _counts(operation: Operation, g: Any) -> dict[str, dict[str, Any]]:

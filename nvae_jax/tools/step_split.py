@@ -72,14 +72,14 @@ def _parts(work: Workload) -> tuple[dict[str, Callable[[], Any]], dict[str, dict
     others = optax.chain(*links)
     loss = make_loss(work.model, training)
     compiled: dict[str, Compiled] = {}
-    # Asked for at every call, because an update takes the memory of the state before it.
-    arguments: dict[str, Callable[[], tuple[Any, ...]]] = {}
+    calls: dict[str, Callable[[], Any]] = {}
 
     def add(name: str, function: Callable[..., Any], get: Callable[[], tuple[Any, ...]]) -> Any:
         """Compiles a part and returns what it computes."""
-        compiled[name] = compile_for(jax.jit(function), *get(), devices=devices)
-        arguments[name] = get
-        return compiled[name].call(*get())
+        part = compiled[name] = compile_for(jax.jit(function), *get(), devices=devices)
+        # Asked for at every call, because an update takes the memory of the state before it.
+        calls[name] = lambda: part.call(*get())
+        return calls[name]()
 
     def prepare(batch: dict[str, Array], key: Array) -> Array:
         return prepare_train(
@@ -129,10 +129,6 @@ def _parts(work: Workload) -> tuple[dict[str, Callable[[], Any]], dict[str, dict
 
     add("spectral", regularize, lambda: of_optimiser(0))
     add("optimiser", optimise, lambda: (*of_optimiser(slice(1, None)), work.state.ema_params))
-    calls: dict[str, Callable[[], Any]] = {
-        name: lambda call=part.call, get=arguments[name]: call(*get())
-        for name, part in compiled.items()
-    }
     counts = {name: part.counts for name, part in compiled.items()}
     counts["backward"] = {"flops": compiled["gradient"].flops - compiled["forward"].flops}
     return calls, counts
