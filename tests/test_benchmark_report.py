@@ -76,7 +76,8 @@ def test_table_has_the_figures_and_no_empty_columns():
     header = next(line for line in lines if line.startswith("train"))
     (step,) = (line for line in lines if line.startswith("step"))
     assert header.split()[1:7] == ["ms", "from", "to", "images/s", "GFLOP", "GB"]
-    assert " ".join(step.split()) == "step 500 250 1000 32 4 2 8 4 50.0% 100.0% memory 2"assert "compile    ms  from    to" in lines
+    assert " ".join(step.split()) == "step 500 250 1000 32 4 2 8 4 50.0% 100.0% memory 2"
+    assert "compile    ms  from    to" in lines
     assert "update   3000  3000  3000" in lines
     assert lines[1] == "digits.py, 16 images, float32, training.batch_size=16"
     assert lines[-1].startswith("reading a batch takes 10.0% of the time of a step")
