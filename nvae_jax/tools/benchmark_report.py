@@ -216,17 +216,17 @@ def draw_benchmark(benchmark: Benchmark, path: str) -> None:
     """Writes the split of the step, where there is one, and the roofline to the file `path`."""
     import matplotlib.figure
 
-    figure = matplotlib.figure.Figure(figsize=(9, 4), layout="constrained")
-    bar, roofline = figure.subplots(1, 2, width_ratios=[1, 2.5])
+    figure = matplotlib.figure.Figure(figsize=(11, 4), layout="constrained")
+    bar, roofline = figure.subplots(1, 2, width_ratios=[1, 2])
     bottom = 0.0
     for row in benchmark.rows:
         if row.what == "train" and row.name != "step":
             height = max(1e3 * row.median, 0.0)  # a step may take less than its parts
-            bar.bar(["step"], [height], bottom=[bottom], label=f"{row.name} {height:.3g} ms")
+            bar.bar(["step"], [height], bottom=[bottom], label=f"{row.name} {height:.4g} ms")
             bottom += height
     if bottom:
-        bar.legend(fontsize="small")
-    bar.set(ylabel="ms", xlim=(-0.6, 2.2), title="parts of a step")
+        bar.legend(fontsize="small", loc="center right")
+    bar.set(ylabel="ms", xlim=(-0.5, 2.5), title="parts of a step")
     machine = benchmark.machine
     points = [
         (row.flops / row.bytes, row.flops / row.median / 1e9, row)
@@ -239,9 +239,11 @@ def draw_benchmark(benchmark: Benchmark, path: str) -> None:
     roof = [min(machine.matrix_rate, machine.bandwidth * x) / 1e9 for x in ends]
     roofline.loglog(ends, roof, color="black")
     for x, y, row in points:
-        roofline.plot([x], [y], marker="o", markersize=4, linestyle="")
-        if row.what != "operations":
-            roofline.annotate(f"{row.what}: {row.name}", (x, y), fontsize="x-small")
-    roofline.set(xlabel="FLOP/byte", ylabel="GFLOP/s", title=f"roofline of one device, {ridge:.0f}")
+        # The many operations are a cloud; their names are in the table.
+        name = None if row.what == "operations" else f"{row.what}: {row.name}"
+        roofline.plot([x], [y], marker="o", markersize=5, linestyle="", label=name)
+    roofline.set(xlabel="FLOP/byte", ylabel="GFLOP/s", title="roofline of one device")
+    if any(row.what != "operations" for _, _, row in points):
+        roofline.legend(fontsize="small")
     figure.suptitle(f"{benchmark.config} on {benchmark.environment['device_kind']}")
     figure.savefig(path, dpi=110)
