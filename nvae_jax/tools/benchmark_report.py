@@ -240,8 +240,10 @@ def draw_benchmark(benchmark: Benchmark, path: str) -> None:
     roofline.loglog(ends, roof, color="black")
     for x, y, row in points:
         # The many operations are a cloud; their names are in the table.
-        name = None if row.what == "operations" else f"{row.what}: {row.name}"
-        roofline.plot([x], [y], marker="o", markersize=5, linestyle="", label=name)
+        style = (
+            {"label": f"{row.what}: {row.name}"} if row.what != "operations" else {"color": "0.7"}
+        )
+        roofline.plot([x], [y], "o", markersize=5, **style)
     roofline.set(xlabel="FLOP/byte", ylabel="GFLOP/s", title="roofline of one device")
     if any(row.what != "operations" for _, _, row in points):
         roofline.legend(fontsize="small")
