@@ -136,7 +136,8 @@ def _multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
     statistics = {"mean": jnp.zeros_like(bias), "var": jnp.ones_like(scale)}
     variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": statistics}
-    return nn.swish(BatchNorm().apply(variables, x, True))
+    y: Any = BatchNorm().apply(variables, x, True)
+    return nn.swish(y)
 
 
 def _normalize_plainly(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
