@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from nvae_jax.config import ConfigError
@@ -76,6 +75,8 @@ def compiled_together(function: Any, name: str) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
         nonlocal compiled
         if compiled is None:
+            import orbax.checkpoint as ocp
+
             compiled = function.lower(*args).compile()
             wait_for_all = ocp.multihost.get_barrier_sync_fn()
             wait_for_all(key=f"compiled {name}", timeout_ms=COMPILATION_TIMEOUT * 1000)

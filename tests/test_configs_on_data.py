@@ -39,9 +39,11 @@ TRAINING = {"epochs": 2, "warmup_epochs": 1, "batch_size": 2}
 
 FROM_TFDS = (
     "mnist",
+    "mnist_paper",
     "omniglot",
     "stacked_mnist",
     "cifar10",
+    "cifar_bench",
     "cifar10_multiscale",
     "cifar10_one_gpu",
     "imagenet32",

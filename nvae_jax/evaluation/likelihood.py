@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.struct
 import jax
@@ -12,8 +12,6 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh
 
-from nvae_jax.data.loader import eval_batches
-from nvae_jax.data.sources import Dataset
 from nvae_jax.data.transforms import prepare_eval
 from nvae_jax.evaluation.trained import image_keys
 from nvae_jax.model.architecture import ModelConfig
@@ -22,6 +20,42 @@ from nvae_jax.model.inference import FoldedNVAE
 from nvae_jax.model.nvae import NVAE
 from nvae_jax.parallel import batch_sharding, replicated, shard_batch
 from nvae_jax.processes import compiled_together
+
+if TYPE_CHECKING:
+    from nvae_jax.data.sources import Dataset
+
+Sums = Callable[[Any, dict[str, Array], Array], dict[str, Array]]
+
+
+def make_validation_sums(config: ModelConfig, binarize: bool, mesh: Mesh) -> Sums:
+    """A jitted function `(variables, batch, number)` to sums over a batch of the test split.
+
+    Args:
+      config: of the model.
+      binarize: whether the data's pixels are Bernoulli draws.
+      mesh: the devices.
+
+    Returns: of the function: `count` of the images that its mask leaves, and their summed
+      `reconstruction` () and `group_kl` (groups,) in nats, one draw an image. The batch is one of
+      `eval_batches`; its number decides the draws.
+    """
+    model = NVAE(config)
+
+    def sums(variables: Any, batch: dict[str, Array], number: Array) -> dict[str, Array]:
+        x = prepare_eval(
+            batch["image"], batch["index"], binarize=binarize, num_bits=config.num_bits
+        )
+        key = jax.random.fold_in(jax.random.key(0), number)
+        output: Any = model.apply(variables, x, train=False, rngs={"sample": key})
+        mask = batch["mask"]
+        return {
+            "count": mask.sum(),
+            "reconstruction": -(mask * log_likelihood(config, output.logits, x)).sum(),
+            "group_kl": mask @ output.kl,
+        }
+
+    shardings = (None, batch_sharding(mesh), None)
+    return jax.jit(sums, in_shardings=shardings, out_shardings=replicated(mesh))
 
 
 def make_validation(
@@ -41,30 +75,11 @@ def make_validation(
     Returns: of the function: `nelbo`, `reconstruction` and `kl` in nats an image, and `group_kl`
       (groups,), top-down.
     """
-    model = NVAE(config)
-
-    def sums(variables: Any, batch: dict[str, Array], number: Array) -> dict[str, Array]:
-        x = prepare_eval(
-            batch["image"],
-            batch["index"],
-            binarize=dataset.binarize,
-            num_bits=config.num_bits,
-        )
-        key = jax.random.fold_in(jax.random.key(0), number)
-        output: Any = model.apply(variables, x, train=False, rngs={"sample": key})
-        mask = batch["mask"]
-        return {
-            "count": mask.sum(),
-            "reconstruction": -(mask * log_likelihood(config, output.logits, x)).sum(),
-            "group_kl": mask @ output.kl,
-        }
-
-    shardings = (None, batch_sharding(mesh), None)
-    sums = compiled_together(
-        jax.jit(sums, in_shardings=shardings, out_shardings=replicated(mesh)), "validation"
-    )
+    sums = compiled_together(make_validation_sums(config, dataset.binarize, mesh), "validation")
 
     def validate(variables: Any) -> dict[str, np.ndarray]:
+        from nvae_jax.data.loader import eval_batches
+
         batches = eval_batches(dataset.test, batch_size, jax.process_index(), jax.process_count())
         parts = [
             sums(variables, shard_batch(mesh, batch), jnp.asarray(number))

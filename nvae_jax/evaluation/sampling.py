@@ -15,8 +15,6 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from nvae_jax.evaluation.files import npz, png, to_levels
-from nvae_jax.evaluation.recalibration import recalibrated
 from nvae_jax.evaluation.trained import (
     TrainedModel,
     group_temperatures,
@@ -119,6 +117,10 @@ def sample(
       ValueError: as many temperatures as the model has neither scales nor groups.
       FloatingPointError: recalibrated statistics are not finite.
     """
+    # Slow to import, and not needed by the compiled functions.
+    from nvae_jax.evaluation.files import npz, png, to_levels
+    from nvae_jax.evaluation.recalibration import recalibrated
+
     model = open_run(path, mesh)
     temperatures = group_temperatures(model.config, options.temperature)
     if options.recalibrate:

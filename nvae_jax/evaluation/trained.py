@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -17,12 +17,14 @@ from jax import Array
 from jax.sharding import Mesh
 
 from nvae_jax.config import from_mapping
-from nvae_jax.data.sources import Dataset, make_dataset
 from nvae_jax.model import ModelConfig, variable_shapes
 from nvae_jax.model.inference import fold
 from nvae_jax.options import require
 from nvae_jax.parallel import make_mesh, replicated, shard_batch
-from nvae_jax.workdir import Workdir
+
+if TYPE_CHECKING:
+    from nvae_jax.data.sources import Dataset
+    from nvae_jax.workdir import Workdir
 
 _LOG_SECONDS = 10.0  # between two lines about progress
 
@@ -155,6 +157,10 @@ def open_run(path: str | os.PathLike[str], mesh: Mesh | None = None) -> TrainedM
       FileNotFoundError: `path` is no work directory, or holds no checkpoint.
       ValueError: the configuration does not describe what the checkpoint holds.
     """
+    # Not needed by the compiled functions, which run with JAX and Flax alone.
+    from nvae_jax.data.sources import make_dataset
+    from nvae_jax.workdir import Workdir
+
     workdir = Workdir(path)
     if not (workdir.path / "config.json").exists():
         raise FileNotFoundError(f"{workdir.path} is no work directory: it has no config.json")

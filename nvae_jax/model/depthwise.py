@@ -7,6 +7,8 @@ than the arithmetic needs. There a depthwise convolution is a sum of shifted pro
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +118,17 @@ def _shifted_gradients(x, kernel, g, *, stride, taps):
         for i, j in taps
     )
     return _computed_once(dx), _kernel_gradient(x, kernel, g, stride, taps)
+
+
+# Ways to compute the same: forward `(x, kernel, *, stride)`, and `(x, kernel, g, *, stride)` to the
+# gradients of x and kernel.
+FORMULATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "grouped convolution": (_grouped, _grouped_gradients),
+    "shifted products": (
+        functools.partial(_shifted_products, taps=None),
+        functools.partial(_shifted_gradients, taps=None),
+    ),
+}
 
 
 def _add_all(a, b):

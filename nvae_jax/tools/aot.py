@@ -26,7 +26,7 @@ from nvae_jax.config import from_mapping
 from nvae_jax.model.architecture import ModelConfig, Remat
 from nvae_jax.parallel import make_mesh
 from nvae_jax.tools.flops import count_flops
-from nvae_jax.tools.hlo import Traffic, traffic
+from nvae_jax.tools.hlo import Traffic, peak_memory, traffic
 from nvae_jax.training.program import make_program
 from nvae_jax.training.settings import TrainingConfig
 
@@ -99,13 +99,7 @@ def compile_step(config: ModelConfig, training: TrainingConfig, mesh: Mesh) -> R
         batch_per_device=training.batch_size // mesh.size,
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        peak=(
-            memory.argument_size_in_bytes
-            + memory.temp_size_in_bytes
-            + memory.output_size_in_bytes
-            - memory.alias_size_in_bytes
-            + memory.generated_code_size_in_bytes
-        ),
+        peak=peak_memory(compiled),
         flops=count_flops(traced.jaxpr) / mesh.size,
         traffic=traffic(compiled.as_text()),
         seconds=seconds,

@@ -85,7 +85,7 @@ def measure_loading(
                             contextlib.suppress(ImportError),
                             start(source, kind, num_workers) as b,
                         ):
-                            rates[loader].append(_rate(b, kind.batch_size, seconds))
+                            rates[loader].append(images_per_second(b, kind.batch_size, seconds))
                 records += [
                     Record(name, loader, num_workers, values)
                     for loader, values in rates.items()
@@ -156,8 +156,8 @@ def _stack(images: list[np.ndarray]) -> Any:
     return torch.from_numpy(np.stack(images))
 
 
-def _rate(batches: Any, batch_size: int, seconds: float) -> float:
-    """Images per second over about so many seconds."""
+def images_per_second(batches: Any, batch_size: int, seconds: float) -> float:
+    """How fast an iterator over batches is read, measured over about so many seconds."""
     for _ in range(16):
         next(batches)  # more than what loaders keep ready
     start, number = time.perf_counter(), 0

@@ -50,18 +50,25 @@ def _decayed(params: Any) -> Any:
 def make_optimizer(
     config: TrainingConfig, steps_per_epoch: int, mesh: Mesh | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """The chain of the paper; `update` takes λ as the extra argument `regularization`.
+    """The links of `make_links`, chained; `update` takes λ as the extra argument `regularization`.
 
     The loss's gradient goes in without regularisers. Adamax has its ε inside the infinity norm, and
     L2 is coupled: it is part of the gradient that Adamax sees. The devices of `mesh` share the
     spectral regularisation's power iteration.
     """
+    return optax.chain(*make_links(config, steps_per_epoch, mesh))
+
+
+def make_links(
+    config: TrainingConfig, steps_per_epoch: int, mesh: Mesh | None = None
+) -> list[optax.GradientTransformation]:
+    """What the optimiser is a chain of, the spectral regularisation first (NVAE, §3.2-3.3)."""
     clip = [] if config.gradient_clip is None else [optax.clip_by_global_norm(config.gradient_clip)]
-    return optax.chain(
+    return [
         spectral_regularization(jax.random.key(config.seed), mesh),
         batch_norm_regularization(),
         *clip,
         optax.add_decayed_weights(config.weight_decay, mask=_decayed),
         optax.scale_by_adamax(b1=0.9, b2=0.999, eps=1e-3),
         optax.scale_by_learning_rate(learning_rate_schedule(config, steps_per_epoch)),
-    )
+    ]

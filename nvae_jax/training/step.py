@@ -26,6 +26,31 @@ from nvae_jax.training.settings import TrainingConfig
 from nvae_jax.training.state import TrainState
 
 TrainStep = Callable[[TrainState, Array], tuple[TrainState, dict[str, Array]]]
+Loss = Callable[[Any, Any, Array, Array, Array], tuple[Array, Any]]
+
+
+def make_loss(config: ModelConfig, training: TrainingConfig) -> Loss:
+    """A function `(params, batch_stats, x, key, beta) → (loss, (metrics, batch_stats))`.
+
+    x is (B, H, W, C) in [0, 1] and beta the KL's weight. The loss is in nats an image, without
+    regularisers; the statistics that come back are the updated running ones.
+    """
+    model = NVAE(config)
+    targets = balance_targets(config, training.kl_balance)
+
+    def loss(params: Any, batch_stats: Any, x: Array, key: Array, beta: Array) -> tuple[Array, Any]:
+        output, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            x,
+            train=True,
+            rngs={"sample": key},
+            mutable=["batch_stats"],
+        )
+        terms = elbo_terms(config, output, x, beta, targets)
+        metrics = step_metrics(terms, output) | {"loss": terms.loss}
+        return terms.loss, (metrics, updated.get("batch_stats", {}))
+
+    return loss
 
 
 def make_train_step(
@@ -48,10 +73,9 @@ def make_train_step(
       steps_per_epoch: updates in an epoch.
       mesh: devices that share the work that does not depend on the batch.
     """
-    model = NVAE(config)
+    gradient_of_loss = jax.grad(make_loss(config, training), has_aux=True)
     optimizer = make_optimizer(training, steps_per_epoch, mesh)
     schedule = learning_rate_schedule(training, steps_per_epoch)
-    targets = balance_targets(config, training.kl_balance)
     total_steps = training.epochs * steps_per_epoch
 
     def train_step(state: TrainState, x: Array) -> tuple[TrainState, dict[str, Array]]:
@@ -59,20 +83,8 @@ def make_train_step(
         beta = kl_weight(state.step, total_steps, training.kl_warmup, training.kl_constant)
         regularization = regularization_weight(training, beta)
 
-        def loss(params: Any, x: Array, key: Array) -> tuple[Array, Any]:
-            output, updated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                x,
-                train=True,
-                rngs={"sample": key},
-                mutable=["batch_stats"],
-            )
-            terms = elbo_terms(config, output, x, beta, targets)
-            metrics = step_metrics(terms, output) | {"loss": terms.loss}
-            return terms.loss, (metrics, updated.get("batch_stats", {}))
-
         gradient, (metrics, batch_stats) = mean_over_parts(
-            lambda x, key: jax.grad(loss, has_aux=True)(state.params, x, key),
+            lambda x, key: gradient_of_loss(state.params, state.batch_stats, x, key, beta),
             x,
             key,
             training.accumulation_steps,

@@ -1,0 +1,20 @@
+"""A small CIFAR-10 model whose speed is measured; not tuned for anything.
+
+Data: python -m nvae_jax.main --config configs/cifar_bench.py --mode prepare
+Command: python -m nvae_jax.tools.benchmark --config configs/cifar_bench.py --what train,sample
+Hardware and time: any; the benchmark takes images of random bytes and needs no data.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    """Six groups at one scale, one flow pair."""
+    config = default.get_config()
+    config.data.update(name="cifar10", data_dir=placeholder(str))
+    config.model.update(num_groups=6, num_flows=1)
+    config.training.update(batch_size=16)
+    return config

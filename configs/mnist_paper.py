@@ -1,0 +1,17 @@
+"""The paper's MNIST model at the batch of the benchmark.
+
+Data: python -m nvae_jax.main --config configs/mnist_paper.py --mode prepare
+Command: python -m nvae_jax.tools.benchmark --config configs/mnist_paper.py --what train,sample
+Hardware and time: any; the benchmark takes images of random bytes and needs no data.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import mnist
+
+
+def get_config() -> ConfigDict:
+    """`mnist` with batches of 16."""
+    config = mnist.get_config()
+    config.training.batch_size = 16
+    return config

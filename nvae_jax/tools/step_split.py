@@ -1,0 +1,134 @@
+"""The train step and its parts, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from nvae_jax.data.transforms import prepare_train
+from nvae_jax.model.tower import loop_unroll
+from nvae_jax.tools.timing import WARM_UP, Row, measure
+from nvae_jax.tools.workloads import STEPS_PER_EPOCH, Compiled, Workload, compile_for
+from nvae_jax.training.optimizer import make_links
+from nvae_jax.training.step import make_loss, mean_over_parts
+
+BETA, REGULARIZATION = 0.5, 1e-2  # weights of the middle of training; they cost the same at any
+
+
+def train(work: Workload) -> list[Row]:
+    """The update and its parts, see `split`. It leaves a state that has gone some steps further."""
+    size = work.mesh.size
+    update = compile_for(work.program.update, work.state, work.batch, devices=size)
+
+    def step() -> Any:
+        work.state, metrics = update.call(work.state, work.batch)
+        return metrics
+
+    # The first update has more rounds of power iteration; the parts shall see a later state.
+    for _ in range(WARM_UP):
+        jax.block_until_ready(step())
+    peak = (work.mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use")
+    calls, counts = _parts(work)
+    seconds = measure({"step": step, **calls}, work.repeats)
+    images = work.training.batch_size
+    rows = [Row("train", "step", seconds["step"], images, **update.counts, peak=peak)]
+    for name, values in split(seconds).items():
+        rows.append(Row("train", name, values, **counts.get(name, {})))
+    return rows
+
+
+def split(seconds: Mapping[str, list[float]]) -> dict[str, list[float]]:
+    """A step's parts, whose sum it is in every repeat.
+
+    `backward` is what the gradient takes longer than the forward pass alone, `rest` what the step
+    takes longer than its parts one by one; the compiler may also make it shorter.
+
+    Args:
+      seconds: of `step`, `input`, `forward`, `gradient`, `spectral` and `optimiser`.
+    """
+    gradient, forward = seconds["gradient"], seconds["forward"]
+    parts = {
+        "input": seconds["input"],
+        "forward": forward,
+        "backward": [g - f for g, f in zip(gradient, forward, strict=True)],
+        "spectral": seconds["spectral"],
+        "optimiser": seconds["optimiser"],
+    }
+    sums = [sum(values) for values in zip(*parts.values(), strict=True)]
+    rest = [whole - part for whole, part in zip(seconds["step"], sums, strict=True)]
+    return parts | {"rest": rest}
+
+
+def _parts(work: Workload) -> tuple[dict[str, Callable[[], Any]], dict[str, dict[str, Any]]]:
+    """What `split` asks for but the step, and what is counted of each part, by name."""
+    training, devices = work.training, work.mesh.size
+    key = jax.random.key(training.seed)
+    spectral, *links = make_links(training, STEPS_PER_EPOCH, work.mesh)
+    others = optax.chain(*links)
+    loss = make_loss(work.model, training)
+    compiled: dict[str, Compiled] = {}
+    calls: dict[str, Callable[[], Any]] = {}
+
+    def add(name: str, function: Callable[..., Any], get: Callable[[], tuple[Any, ...]]) -> Any:
+        """Compiles a part and returns what it computes."""
+        part = compiled[name] = compile_for(jax.jit(function), *get(), devices=devices)
+        # Asked for at every call, because an update takes the memory of the state before it.
+        calls[name] = lambda: part.call(*get())
+        return calls[name]()
+
+    def prepare(batch: dict[str, Array], key: Array) -> Array:
+        return prepare_train(
+            batch["image"],
+            batch["index"],
+            batch["epoch"],
+            seed_key=key,
+            binarize=work.binarize,
+            flip=work.flip,
+            num_bits=work.model.num_bits,
+        )
+
+    def over_parts(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(params: Any, batch_stats: Any, x: Array, key: Array) -> Any:
+            return mean_over_parts(
+                lambda x, key: function(params, batch_stats, x, key, jnp.asarray(BETA)),
+                x,
+                key,
+                training.accumulation_steps,
+                loop_unroll(work.model),
+            )
+
+        return run
+
+    def regularize(gradient: Any, opt_state: Any, params: Any) -> Any:
+        return spectral.update(gradient, opt_state, params, regularization=REGULARIZATION)
+
+    def optimise(gradient: Any, opt_state: Any, params: Any, ema_params: Any) -> Any:
+        updates, opt_state = others.update(
+            gradient, opt_state, params, regularization=REGULARIZATION
+        )
+        params = optax.apply_updates(params, updates)
+        if training.ema_decay is not None:
+            ema_params = optax.incremental_update(params, ema_params, 1 - training.ema_decay)
+        return params, opt_state, ema_params
+
+    x = add("input", prepare, lambda: (work.batch, key))
+
+    def images() -> tuple[Any, ...]:
+        return work.state.params, work.state.batch_stats, x, key
+
+    add("forward", over_parts(loss), images)
+    gradient, _ = add("gradient", over_parts(jax.grad(loss, has_aux=True)), images)
+
+    def of_optimiser(links: Any) -> tuple[Any, ...]:
+        return gradient, work.state.opt_state[links], work.state.params
+
+    add("spectral", regularize, lambda: of_optimiser(0))
+    add("optimiser", optimise, lambda: (*of_optimiser(slice(1, None)), work.state.ema_params))
+    counts = {name: part.counts for name, part in compiled.items()}
+    counts["backward"] = {"flops": compiled["gradient"].flops - compiled["forward"].flops}
+    return calls, counts

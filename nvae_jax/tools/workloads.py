@@ -1,0 +1,198 @@
+"""What the benchmark measures of a configuration: the functions that real runs are made of."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh
+
+from nvae_jax.evaluation.likelihood import make_image_likelihood, make_validation_sums
+from nvae_jax.evaluation.sampling import make_sampler
+from nvae_jax.model.architecture import ModelConfig
+from nvae_jax.parallel import batch_sharding, replicated, shard_batch
+from nvae_jax.tools.flops import count_flops
+from nvae_jax.tools.hlo import peak_memory, traffic
+from nvae_jax.tools.timing import Row, measure
+from nvae_jax.training.program import make_program
+from nvae_jax.training.settings import TrainingConfig
+from nvae_jax.training.state import TrainState
+
+STEPS_PER_EPOCH = 1000  # a number in the schedule, nothing else
+DRAWS = 8  # importance weights of an image
+
+
+class Workload:
+    """A configuration on a mesh, with a state that its first user initialises.
+
+    Args:
+      model: of the configuration.
+      training: of the configuration.
+      mesh: the devices.
+      repeats: measurements of each thing.
+      batch: as the loader makes it; None: images of random bytes, the same every time.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        training: TrainingConfig,
+        mesh: Mesh,
+        repeats: int,
+        batch: Mapping[str, np.ndarray] | None = None,
+    ):
+        self.model, self.training, self.mesh, self.repeats = model, training, mesh, repeats
+        self.binarize = model.likelihood == "bernoulli"
+        self.flip = not self.binarize
+        self.program = make_program(
+            model, training, STEPS_PER_EPOCH, mesh, binarize=self.binarize, flip=self.flip
+        )
+        self.batch = shard_batch(mesh, dict(batch or random_batch(self.program.batch)))
+        self._state: TrainState | None = None
+
+    @property
+    def state(self) -> TrainState:
+        """The state that the last update left."""
+        if self._state is None:
+            self._state = self.program.init(self.batch)
+        return self._state
+
+    @state.setter
+    def state(self, state: TrainState) -> None:
+        self._state = state
+
+
+def random_batch(shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """A batch of the shapes of `Program.batch`: random bytes, numbered from 0, of epoch 0."""
+    size = shapes["index"].shape[0]
+    image = np.random.default_rng(0).integers(0, 256, shapes["image"].shape, np.uint8)
+    index = np.arange(size, dtype=np.int32)
+    return {"image": image, "index": index, "epoch": np.zeros(size, np.int32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A compiled function and what the fields of `Row` say of it."""
+
+    call: Callable[..., Any]
+    flops: float
+    bytes: float
+    memory: int
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """The fields of a `Row`."""
+        return {"flops": self.flops, "bytes": self.bytes, "memory": self.memory}
+
+
+def compile_for(function: Any, *arguments: Any, devices: int = 1) -> Compiled:
+    """Compiles a function of `jax.jit` that so many devices share."""
+    traced = function.trace(*arguments)
+    compiled = traced.lower().compile()
+    flops = count_flops(traced.jaxpr) / devices
+    return Compiled(compiled, flops, traffic(compiled.as_text()).bytes, peak_memory(compiled))
+
+
+def sample(work: Workload, num_images: int) -> list[Row]:
+    """So many samples from the prior at once, on one device."""
+    device = work.mesh.devices.flat[0]
+    variables = jax.device_put(work.state.eval_variables, device)
+    key = jax.device_put(jax.random.key(0), device)
+    sampler = compile_for(make_sampler(work.model, num_images), variables, key, 1.0)
+    seconds = measure({"batch": lambda: sampler.call(variables, key, 1.0)}, work.repeats)
+    return [Row("sample", "batch", seconds["batch"], num_images, **sampler.counts)]
+
+
+def evaluate(work: Workload) -> list[Row]:
+    """Validation of a batch, and importance weights of its images."""
+    images, size = work.training.batch_size, work.mesh.size
+    on_batch = batch_sharding(work.mesh)
+    batch = {name: work.batch[name] for name in ("image", "index")}
+    batch["mask"] = jax.device_put(np.ones(images, np.float32), on_batch)
+    x = jax.device_put(np.asarray(batch["image"], np.float32) / 255, on_batch)
+    if work.binarize:
+        x = x.round()
+    variables, number = work.state.eval_variables, jnp.asarray(0)
+    sums = make_validation_sums(work.model, work.binarize, work.mesh)
+    likelihood = jax.jit(
+        make_image_likelihood(work.model, (DRAWS,)), out_shardings=replicated(work.mesh)
+    )
+    nelbo = compile_for(sums, variables, batch, number, devices=size)
+    weights = compile_for(likelihood, variables, x, batch["index"], devices=size)
+    name = f"importance weights, {DRAWS} draws"
+    seconds = measure(
+        {
+            "NELBO": lambda: nelbo.call(variables, batch, number),
+            name: lambda: weights.call(variables, x, batch["index"]),
+        },
+        work.repeats,
+    )
+    return [
+        Row("evaluate", "NELBO", seconds["NELBO"], images, **nelbo.counts),
+        Row("evaluate", name, seconds[name], images, DRAWS, memory=weights.memory),
+    ]
+
+
+def compilation(work: Workload) -> list[Row]:
+    """Tracing and compiling of a run's start, with an empty persistent cache and a full one."""
+    rows = []
+    functions = {
+        "init": (work.program.init, (work.program.batch,)),
+        "update": (work.program.update, (work.program.state, work.program.batch)),
+    }
+    with _fresh_cache():
+        for cache in ("empty", "full"):
+            jax.clear_caches()
+            for name, (function, arguments) in functions.items():
+                start = time.perf_counter()
+                lowered = function.trace(*arguments).lower()
+                middle = time.perf_counter()
+                lowered.compile()
+                end = time.perf_counter()
+                rows.append(Row("compile", f"{name}: trace, {cache} cache", [middle - start]))
+                rows.append(Row("compile", f"{name}: compile, {cache} cache", [end - middle]))
+    return rows
+
+
+@contextlib.contextmanager
+def _fresh_cache() -> Iterator[None]:
+    """JAX's persistent cache in a new folder, which takes everything and is removed at the end."""
+    changed = {
+        "jax_compilation_cache_dir": "",
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in changed}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for name, value in (changed | {"jax_compilation_cache_dir": folder}).items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+            yield
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+
+
+def load(
+    dataset: Any, loading: Any, batch_size: int, seed: int, repeats: int, seconds: float = 2.0
+) -> list[Row]:
+    """A batch from the loader of a run, every measurement so many seconds long."""
+    from nvae_jax.data.loader import train_batches
+    from nvae_jax.tools.loading import images_per_second
+
+    batches = train_batches(dataset, batch_size, seed, loading=loading)
+    try:
+        rates = [images_per_second(batches, batch_size, seconds) for _ in range(repeats)]
+    finally:
+        batches.close()
+    return [Row("load", "batch", [batch_size / rate for rate in rates], batch_size)]
