@@ -7,6 +7,11 @@ It exits with 0 when all is done, or when SIGTERM asked it to stop and the run w
 if it refuses what it was asked for; and with another code if something went wrong.
 """
 
+# ruff: noqa: E402
+from nvae_jax.memory import keep_freed_memory
+
+keep_freed_memory()  # before the imports below start threads
+
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -31,7 +36,7 @@ from nvae_jax.evaluation.neighbors import NeighborsOptions, neighbors
 from nvae_jax.evaluation.report import EvaluateOptions, evaluate
 from nvae_jax.evaluation.sampling import SampleOptions, sample
 from nvae_jax.options import define_flags, read_flags
-from nvae_jax.parallel import keep_compiled_programs, keep_freed_memory
+from nvae_jax.parallel import keep_compiled_programs
 from nvae_jax.processes import Preemption, connect
 from nvae_jax.training.loop import train
 
@@ -73,7 +78,6 @@ def main(argv: list[str]) -> None:
     del argv
     preemption = Preemption() if _MODE.value == "train" else None
     logging.set_verbosity(logging.WARNING)
-    keep_freed_memory()
     keep_compiled_programs()
     try:
         if _DISTRIBUTED.value or _COORDINATOR.value:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -88,22 +87,6 @@ def shard_batch(mesh: Mesh, batch: Any) -> Any:
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
     )
-
-
-def keep_freed_memory() -> None:
-    """Makes this process keep the memory that it frees, where the C library is glibc.
-
-    XLA's CPU backend allocates its temporaries anew at every step; by default the system takes the
-    pages back in between and must clear them again: a cell's gradient was 1.5 times slower so.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return  # not glibc
-    trim_threshold, mmap_max, arena_max = -1, -4, -8
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, -1)  # never; a large number would not do after a large compilation
-    mallopt(arena_max, 1)
 
 
 def keep_compiled_programs() -> None:

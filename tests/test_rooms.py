@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-GROUND = {"config", "model", "options", "parallel", "processes", "workdir"}
+GROUND = {"config", "memory", "model", "options", "parallel", "processes", "workdir"}
 
 # From the ground up; each room lists every room of the package that it may import.
 ROOMS: dict[str, set[str]] = {
@@ -17,6 +17,7 @@ ROOMS: dict[str, set[str]] = {
     "config": set(),
     "model": set(),
     "options": {"config"},
+    "memory": set(),
     "parallel": set(),
     "processes": {"config"},
     "workdir": {"config"},

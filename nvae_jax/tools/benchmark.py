@@ -8,7 +8,12 @@ Command: python -m nvae_jax.tools.benchmark --config configs/cifar_bench.py --wh
 docs/benchmarks.md.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+from nvae_jax.memory import keep_freed_memory
+
+keep_freed_memory()  # before the imports below start threads
 
 import argparse
 import ast
@@ -27,7 +32,7 @@ import optax
 
 from nvae_jax.config import from_mapping
 from nvae_jax.model.architecture import ModelConfig
-from nvae_jax.parallel import keep_compiled_programs, keep_freed_memory, make_mesh
+from nvae_jax.parallel import keep_compiled_programs, make_mesh
 from nvae_jax.tools import step_split, workloads
 from nvae_jax.tools.benchmark_report import (
     Benchmark,
@@ -271,7 +276,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             settings = with_overrides(read_settings(options.config), overrides)
             _write(options.write_config, json.dumps(settings, indent=2) + "\n")
             return
-        keep_freed_memory()
         keep_compiled_programs()
         benchmark = run(options, overrides)
     except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,8 +17,9 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from nvae_jax.evaluation.likelihood import make_image_likelihood, make_validation_sums
-from nvae_jax.evaluation.sampling import make_sampler
+from nvae_jax.evaluation.sampling import make_draw, make_sampler
 from nvae_jax.model.architecture import ModelConfig
+from nvae_jax.model.inference import fold
 from nvae_jax.parallel import batch_sharding, replicated, shard_batch
 from nvae_jax.tools.flops import count_flops
 from nvae_jax.tools.hlo import peak_memory, traffic
@@ -102,13 +104,36 @@ def compile_for(function: Any, *arguments: Any, devices: int = 1) -> Compiled:
 
 
 def sample(work: Workload, num_images: int) -> list[Row]:
-    """So many samples from the prior at once, on one device."""
+    """So many samples from the prior at once, on one device.
+
+    As `--mode sample` draws them, with folded batch norms, and as the pictures of training are
+    drawn, from the variables as they are.
+    """
     device = work.mesh.devices.flat[0]
-    variables = jax.device_put(work.state.eval_variables, device)
-    key = jax.device_put(jax.random.key(0), device)
-    sampler = compile_for(make_sampler(work.model, num_images), variables, key, 1.0)
-    seconds = measure({"batch": lambda: sampler.call(variables, key, 1.0)}, work.repeats)
-    return [Row("sample", "batch", seconds["batch"], num_images, **sampler.counts)]
+    variables, key, index, seed, temperatures = jax.device_put(
+        (
+            work.state.eval_variables,
+            jax.random.key(0),
+            np.arange(num_images, dtype=np.uint32),
+            np.uint32(0),
+            np.ones(work.model.total_groups, np.float32),
+        ),
+        device,
+    )
+    folded = _fold(work)(variables), index, seed, temperatures
+    trained = variables, key, temperatures
+    draw = compile_for(jax.jit(make_draw(work.model)), *folded)
+    sampler = compile_for(make_sampler(work.model, num_images), *trained)
+    calls = {"batch": lambda: draw.call(*folded), "as trained": lambda: sampler.call(*trained)}
+    seconds = measure(calls, work.repeats)
+    return [
+        Row("sample", name, seconds[name], num_images, **compiled.counts)
+        for name, compiled in {"batch": draw, "as trained": sampler}.items()
+    ]
+
+
+def _fold(work: Workload) -> Callable[[Any], Any]:
+    return jax.jit(functools.partial(fold, work.model))
 
 
 def evaluate(work: Workload) -> list[Row]:
@@ -121,17 +146,18 @@ def evaluate(work: Workload) -> list[Row]:
     if work.binarize:
         x = x.round()
     variables, number = work.state.eval_variables, jnp.asarray(0)
+    folded = _fold(work)(variables)
     sums = make_validation_sums(work.model, work.binarize, work.mesh)
     likelihood = jax.jit(
         make_image_likelihood(work.model, (DRAWS,)), out_shardings=replicated(work.mesh)
     )
     nelbo = compile_for(sums, variables, batch, number, devices=size)
-    weights = compile_for(likelihood, variables, x, batch["index"], devices=size)
+    weights = compile_for(likelihood, folded, x, batch["index"], devices=size)
     name = f"importance weights, {DRAWS} draws"
     seconds = measure(
         {
             "NELBO": lambda: nelbo.call(variables, batch, number),
-            name: lambda: weights.call(variables, x, batch["index"]),
+            name: lambda: weights.call(folded, x, batch["index"]),
         },
         work.repeats,
     )
