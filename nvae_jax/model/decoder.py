@@ -81,7 +81,8 @@ class LatentGroup(nn.Module):
         prior_raw: tuple[Array, Array] = (jnp.zeros(()), jnp.zeros(()))
         if not self.first:
             for i in range(config.decoder_cells):
-                h = make_cell(config, config.cells.decoder, name=f"cell_{i}")(h, train)
+                cell = make_cell(config, config.cells.decoder, in_group=True, name=f"cell_{i}")
+                h = cell(h, train)
             prior_raw = _split(Conv(2 * config.num_latents, dtype=dtype, name="prior")(nn.elu(h)))
 
         noise, terms = _draw(inputs.noise, (*h.shape[:-1], config.num_latents)), None

@@ -23,7 +23,9 @@ class EncoderGroup(nn.Module):
         """(B, h, w, C) → the same shape, twice: to carry on, and to tap."""
         x = checkpoint_name(x, GROUP_INPUT)
         for i in range(self.config.encoder_cells):
-            cell = make_cell(self.config, self.config.cells.encoder, name=f"cell_{i}")
+            cell = make_cell(
+                self.config, self.config.cells.encoder, in_group=True, name=f"cell_{i}"
+            )
             x = cell(x, train)
         return x, x
 

@@ -18,7 +18,6 @@ GROUP_INPUT = "group_input"  # the features that a group starts from
 # Statistics take no memory to speak of, and computing them again would cost a pass over the
 # features and an exchange between devices.
 _keep_statistics = jax.checkpoint_policies.save_only_these_names(STATISTICS)
-CELL_POLICIES = {"cell": _keep_statistics}
 GROUP_POLICIES = {
     "group": _keep_statistics,
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
@@ -31,12 +30,20 @@ GROUP_POLICIES = {
 
 
 def make_cell(
-    config: ModelConfig, operations: tuple[str, ...], resize: Resize = "same", **options: Any
+    config: ModelConfig,
+    operations: tuple[str, ...],
+    resize: Resize = "same",
+    in_group: bool = False,
+    **options: Any,
 ) -> nn.Module:
-    """A cell of a model; recomputed in the backward pass when `config.remat` is "cell"."""
+    """A cell of a model, as part of a group or on its own.
+
+    It is recomputed in the backward pass by itself, unless `config.remat` is "none" or the cell is
+    part of a group that is recomputed as a whole.
+    """
     cell = Cell
-    if config.remat in CELL_POLICIES:
-        cell = nn.remat(Cell, policy=CELL_POLICIES[config.remat], static_argnums=(2,))
+    if config.remat == "cell" or (config.remat in GROUP_POLICIES and not in_group):
+        cell = nn.remat(Cell, policy=_keep_statistics, static_argnums=(2,))
     dtype = jnp.dtype(config.dtype)
     return cell(operations, resize, config.squeeze_excite, dtype, **options)
 
