@@ -3,7 +3,8 @@
 Command: python -m nvae_jax.tools.gallery runs/digits runs/photos32 --output docs
 
 It writes `gallery.md` and the pictures beside it. Each work directory is a section, each picture
-stands below the command that makes it.
+stands below the command that makes it. What you see in them goes into `gallery/<name>/words.md`,
+which the section begins with.
 """
 
 from __future__ import annotations
@@ -199,6 +200,9 @@ def section(path: Path, output: Path, draws: int) -> list[str]:
         lines += [ATTRIBUTION, ""]
     folder = output / "gallery" / path.name
     folder.mkdir(parents=True, exist_ok=True)
+    words = folder / "words.md"
+    if words.exists():
+        lines += [words.read_text().strip(), ""]
     for exhibit in exhibits(model, draws):
         result = exhibit.run(path, exhibit.options)
         command = exhibit.command(str(path))
