@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
     # How they are read; what is read does not depend on it.
     config.loading = loading = ConfigDict()
     loading.num_workers = 0  # processes that read; 0: threads of the training process
-    loading.prefetch = 2  # batches kept ready (by each worker), and threads that read large images
+    loading.prefetch = 2  # batches kept ready (by each worker), and threads where reading is slow
 
     # The optimisation.
     config.training = training = ConfigDict()

@@ -7,10 +7,10 @@ It exits with 0 when all is done, or when SIGTERM asked it to stop and the run w
 if it refuses what it was asked for; and with another code if something went wrong.
 """
 
-# ruff: noqa: E402
 from nvae_jax.memory import keep_freed_memory
 
-keep_freed_memory()  # before the imports below start threads
+if __name__ == "__main__":  # not in processes that read data
+    keep_freed_memory()  # before the imports below start threads
 
 import sys
 from collections.abc import Callable

@@ -24,7 +24,7 @@ ROWS = [
     Row("train", "step", [0.5, 0.25, 1.0], images=16, flops=4e9, bytes=2e9, memory=2**21),
     Row("train", "forward", [0.1, 0.1, 0.3], flops=1e9, bytes=1e9),
     Row("train", "rest", [-0.1, 0.2, -0.2]),
-    Row("sample", "batch", [0.125], images=16),
+    Row("evaluate", "NELBO", [0.125], images=16),
     Row("compile", "update", [3.0]),
     Row("load", "batch", [0.05], images=16),
 ]
@@ -106,7 +106,7 @@ def test_comparison_is_a_table_side_by_side():
 def test_scaling_is_against_what_differs(tmp_path):
     axis, lines = scaling([changed(0.5, devices=4), BENCHMARK])
     assert axis == "devices"
-    assert lines == {"train": [(1, 32), (4, 64)], "sample": [(1, 128), (4, 256)]}
+    assert lines == {"train": [(1, 32), (4, 64)], "evaluate": [(1, 128), (4, 256)]}
     axis, lines = scaling([BENCHMARK, changed(1.0, batch_size=32)])
     assert axis == "images in a batch"
     assert lines["train"] == [(16, 32), (32, 64)]

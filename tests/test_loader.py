@@ -1,11 +1,18 @@
 import itertools
+import time
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvae_jax.data.loader import LoadingConfig, eval_batches, steps_per_epoch, train_batches
+from nvae_jax.data.loader import (
+    LoadingConfig,
+    _read_options,
+    eval_batches,
+    steps_per_epoch,
+    train_batches,
+)
 from nvae_jax.data.sources import Dataset
 from nvae_jax.data.sources.base import Decoded
 
@@ -245,3 +252,17 @@ class Broken:
 def test_impossible_loading_is_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"loading.{field} is {value}; allowed: "):
         LoadingConfig(**{field: value})
+
+
+@pytest.mark.parametrize(("seconds", "threads"), [(0.0, 1), (0.002, 3)])
+def test_threads_read_what_takes_long(seconds, threads):
+    class Slow:
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            time.sleep(seconds)
+            return np.zeros((2, 2, 1), np.uint8)
+
+    options = _read_options(3, Slow())
+    assert (options.num_threads, options.prefetch_buffer_size) == (threads, 3)

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from nvae_jax.model.nvae import effective_kernels
-from nvae_jax.parallel import make_mesh
+from nvae_jax.parallel import make_mesh, replicated
 from nvae_jax.training.spectral import (
     FIRST_ROUNDS,
     ROUNDS,
@@ -188,6 +188,20 @@ def test_devices_share_the_iteration_of_stacks_of_any_length(rounds):
     # Each device has an eighth of the work: two of the eleven matrices, the longest stack.
     program = shared.lower(matrices, u, v, rounds).compile().as_text()
     assert "f32[2,7,2]" in program
+
+
+def test_what_depends_on_the_vectors_is_not_divided_with_the_iteration():
+    mesh, rng = make_mesh(), np.random.default_rng(3)
+    matrices = {"a": jnp.asarray(rng.normal(size=(8, 6, 4)), jnp.float32)}
+    u, v = {"a": jnp.ones((8, 4))}, {"a": jnp.ones((8, 6))}
+
+    @jit
+    def outer(matrices, u, v):
+        u, v = power_iteration(matrices, u, v, 1, mesh)
+        return u["a"][:, None, :] * v["a"][:, :, None]
+
+    arguments = jax.device_put((matrices, u, v), replicated(mesh))
+    assert outer(*arguments).sharding.is_fully_replicated
 
 
 def test_a_zero_kernel_has_a_finite_penalty_and_gradient(transform):

@@ -32,11 +32,12 @@ def test_functions_take_turns_and_seconds_are_of_one_call(monkeypatch):
     # Warm-up, one call that says how many a measurement takes, and then in turns.
     warm_up = timing.WARM_UP + 1
     assert order[: 2 * warm_up] == ["a"] * warm_up + ["b"] * warm_up
-    assert order[2 * warm_up :] == (["a"] * 2 + ["b"] * 4) * 3
+    # Each turn begins with a call that does not count.
+    assert order[2 * warm_up :] == (["a"] * 3 + ["b"] * 5) * 3
 
 
 def test_repeats_are_kept_one_by_one(monkeypatch):
-    ends = iter([9.0, 9.0, 3.0, 4.0, 8.0])  # the warm-up, then what counts
+    ends = iter([9.0, 9.0, 3.0, 9.0, 4.0, 9.0, 8.0])  # 4 and 8 count
     clock = 0.0
     monkeypatch.setattr(time, "perf_counter", lambda: clock)
 

@@ -78,15 +78,18 @@ def test_how_a_model_runs_does_not_change_what_it_computes(how):
         ({"unroll": True}, 0, 0),
         ({"remat": "cell"}, 2, 2),
         ({"remat": "group"}, 2, 2),
+        # Two cells before the groups and two behind them.
+        ({"remat": "group", "num_blocks": 1, "image_shape": (8, 8, 1)}, 2, 2 + 4),
     ],
     ids=str,
 )
 def test_a_program_has_the_loops_and_checkpoints_that_were_asked_for(how, loops, checkpoints):
     # One loop for the encoder's three groups and one for the decoder's two after the first; in
     # each a group of one cell.
-    model = NVAE(dataclasses.replace(CONFIG, **how))
-    run = jax.jit(lambda variables: model.apply(variables, IMAGES, False, NOISE))
-    traced = run.trace(variable_shapes(CONFIG))
+    config = dataclasses.replace(CONFIG, **how)
+    images = np.zeros((3, *config.image_shape), np.float32)
+    run = jax.jit(lambda variables: NVAE(config).apply(variables, images, False, NOISE))
+    traced = run.trace(variable_shapes(config))
     assert len(re.findall(r"\b(?:remat|checkpoint)\w*\[", str(traced.jaxpr))) == checkpoints
     assert traced.lower().as_text().count("stablehlo.while") == loops
 

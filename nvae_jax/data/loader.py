@@ -7,8 +7,8 @@ processes of a multi-host run each read their own contiguous share of the same g
 
 import dataclasses
 import functools
-import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,9 +20,9 @@ from nvae_jax.data.sources import Dataset, Source
 
 Batch = dict[str, np.ndarray]
 
-# Smaller images are decoded faster than threads hand Python's lock to each other: two threads read
-# 32x32 PNG files half as fast as one.
-_LARGE = 64 * 64 * 3
+# Seconds to read an example from which on threads help. What is quicker, they slow down, handing
+# Python's lock to each other: two read 32x32 PNG files (100 us) half as fast as one.
+_SLOW = 3e-4
 
 _ORDER, _CROP = 0, 1  # what a random stream is for, so that no two are the same
 
@@ -35,7 +35,7 @@ class LoadingConfig:
     """
 
     num_workers: int = 0  # processes that read; 0: threads of the training process read
-    prefetch: int = 2  # batches kept ready (by each worker), and threads that read large images
+    prefetch: int = 2  # batches kept ready (by each worker), and threads where reading is slow
 
     def __post_init__(self):
         for name, least in (("num_workers", 0), ("prefetch", 1)):
@@ -116,7 +116,7 @@ def train_batches(
         loading.num_workers, per_worker_buffer_size=loading.prefetch
     )
     stream = grain.MapDataset.range(start_step, sys.maxsize).map(read)
-    options = _read_options(loading.prefetch, math.prod(dataset.image_shape))
+    options = _read_options(loading.prefetch, dataset.train)
     batches = stream.to_iter_dataset(options).mp_prefetch(workers)
     if put is not None:
         batches = grain.experimental.ThreadPrefetchIterDataset(
@@ -159,7 +159,7 @@ def eval_batches(
         }
 
     steps = -(-len(source) // batch_size)
-    options = _read_options(2, source[0].size if len(source) else 0)
+    options = _read_options(2, source)
     return iter(grain.MapDataset.range(steps).map(read).to_iter_dataset(options))
 
 
@@ -214,7 +214,13 @@ def _share(batch_size: int, process_index: int, process_count: int) -> np.ndarra
     return process_index * local + np.arange(local)
 
 
-def _read_options(prefetch: int, image_size: int) -> grain.ReadOptions:
+def _read_options(prefetch: int, source: Source) -> grain.ReadOptions:
+    """So many batches ahead, by as many threads where reading takes long enough."""
+    seconds = []
+    for i in range(min(2, len(source))):  # the first one may open a file
+        start = time.perf_counter()
+        source[i]
+        seconds.append(time.perf_counter() - start)
+    threads = prefetch if seconds and min(seconds) > _SLOW else 1
     # An element is a whole batch here: Grain's defaults would keep 500 of them.
-    threads = prefetch if image_size >= _LARGE else 1
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)

@@ -1,8 +1,9 @@
 """A trained model for inference: batch norm folded into convolutions, kernels normalised once.
 
 A batch norm between two linear operations, or behind one, is part of a convolution when its
-statistics are constants. Only the first one of a residual cell in pre-activation form, between a
-sum and a nonlinearity, stays.
+statistics are constants. The first one of a residual cell in pre-activation form stays, since it is
+between a sum and a nonlinearity; so does the first one of an inverted residual below float32, where
+a convolution of what is not centred would round more.
 """
 
 from __future__ import annotations
@@ -48,8 +49,12 @@ def _apply_folded(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
                 layer.get_variable("params", "kernel"),
                 layer.get_variable("params", "bias"),
             )
-        if isinstance(layer, BatchNorm) and not layer.has_variable("params", "scale"):
-            return args[0]
+        if isinstance(layer, BatchNorm):
+            _, train, *_ = args
+            if train:
+                raise ValueError("train is True; a folded model has no statistics of a batch")
+            if not layer.has_variable("params", "scale"):
+                return args[0]
     return call(*args, **kwargs)
 
 
@@ -60,6 +65,7 @@ def fold(config: ModelConfig, variables: Any) -> dict[str, Any]:
       config: of the model; kernels get its `dtype`.
       variables: `params` and `batch_stats` of the model.
     """
+    dtype = jnp.dtype(config.dtype)
     params = flatten_dict(variables["params"])
     statistics = flatten_dict(variables.get("batch_stats", {}))
     kernels = flatten_dict(effective_kernels(variables["params"]))
@@ -72,15 +78,16 @@ def fold(config: ModelConfig, variables: Any) -> dict[str, Any]:
         if target is None:
             continue
         layer, side = target
+        if side == "input" and dtype != jnp.float32:
+            continue
         mean, var = (statistics.pop((*norm, name)) for name in ("mean", "var"))
         scale, bias = (params.pop((*norm, name)) for name in ("scale", "bias"))
         layers[layer].take_in(side, mean, scale * lax.rsqrt(var + EPSILON), bias)
     for path, layer in layers.items():
         params.pop((*path, "log_gain"), None)
-        kernel, bias = layer.finish(jnp.dtype(config.dtype))
-        params[*path, "kernel"] = kernel
-        if bias is not None:
-            params[*path, "bias"] = bias
+        params[*path, "kernel"] = layer.kernel.astype(dtype)
+        if layer.bias is not None:
+            params[*path, "bias"] = layer.bias
     return {"params": unflatten_dict(params), "batch_stats": unflatten_dict(statistics)}
 
 
@@ -99,28 +106,18 @@ def _target(norm: Path, layers: dict[Path, Any]) -> tuple[Path, str] | None:
 
 
 class _Affine:
-    """kernel ∗ (x - centre) + bias; a stack of them may have a leading axis of groups."""
+    """kernel ∗ x + bias; a stack of them may have a leading axis of groups."""
 
     def __init__(self, kernel: Array, bias: Array | None):
         self.kernel, self.bias = kernel, bias
-        self.centre: Array | None = None
 
     def take_in(self, side: str, mean: Array, factor: Array, bias: Array) -> None:
         """Puts (x - mean) · factor + bias on the side of the input or of the output."""
         before = 0.0 if self.bias is None else self.bias
         if side == "input":
-            self.bias = before + jnp.einsum("...hwio,...i->...o", self.kernel, bias)
+            shift = bias - mean * factor
+            self.bias = before + jnp.einsum("...hwio,...i->...o", self.kernel, shift)
             self.kernel = self.kernel * factor[..., None, None, :, None]
-            self.centre = mean
         else:
             self.bias = (before - mean) * factor + bias
             self.kernel = self.kernel * factor[..., None, None, None, :]
-
-    def finish(self, dtype: Any) -> tuple[Array, Array | None]:
-        """The kernel in `dtype`, and a bias for inputs that are not centred."""
-        kernel = self.kernel.astype(dtype)
-        if self.centre is None:
-            return kernel, self.bias
-        # With the kernel as it was rounded: the means are large, and must cancel.
-        shift = jnp.einsum("...hwio,...i->...o", kernel.astype(jnp.float32), self.centre)
-        return kernel, self.bias - shift

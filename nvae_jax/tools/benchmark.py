@@ -8,12 +8,12 @@ Command: python -m nvae_jax.tools.benchmark --config configs/cifar_bench.py --wh
 docs/benchmarks.md.
 """
 
-# ruff: noqa: E402
 from __future__ import annotations
 
 from nvae_jax.memory import keep_freed_memory
 
-keep_freed_memory()  # before the imports below start threads
+if __name__ == "__main__":  # not in processes that read data
+    keep_freed_memory()  # before the imports below start threads
 
 import argparse
 import ast

@@ -60,7 +60,8 @@ def measure(
 
     The functions take turns. A measurement is of as many calls in a row as last `at_least` seconds.
     On accelerators they queue, so that the time to start one hides behind the one before; on CPU
-    each is waited for, since otherwise calls would share the cores.
+    each is waited for, since otherwise calls would share the cores. A call that does not count goes
+    before, because the function whose turn it was has filled the caches.
 
     Args:
       functions: of no arguments; what they return is waited for.
@@ -75,6 +76,7 @@ def measure(
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
+            jax.block_until_ready(function())
             seconds[name].append(_seconds(function, calls[name]))
     return seconds
 
