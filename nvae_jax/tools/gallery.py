@@ -68,6 +68,9 @@ def exhibits(model: TrainedModel, draws: int) -> list[Exhibit]:
     height, width = height - 2 * model.config.border, width - 2 * model.config.border
     bright, dark = brightest_and_darkest(model)
     finest = model.config.num_scales - 1
+    # From all over the split, whose first images may be neighbours.
+    chosen = np.linspace(0, len(model.dataset.test) - 1, 8).astype(int)
+    images = tuple(f"test:{i}" for i in chosen)
     return [
         Exhibit(
             "Likelihood of the test split",
@@ -108,7 +111,7 @@ def exhibits(model: TrainedModel, draws: int) -> list[Exhibit]:
             "What the scales hold",
             "reconstruct",
             reconstruct,
-            ReconstructOptions(temperature=(0.7,)),
+            ReconstructOptions(images=images, temperature=(0.7,)),
             ("reconstruct/reconstructions.png",),
             "A test image, then images that share nothing with it but the draws, its coarsest "
             "scale, its two coarsest, … up to all, which is its reconstruction.",
@@ -117,7 +120,7 @@ def exhibits(model: TrainedModel, draws: int) -> list[Exhibit]:
             "Ways from image to image",
             "interpolate",
             interpolate,
-            InterpolateOptions(images=("test:0-6",)),
+            InterpolateOptions(images=images),
             ("interpolate/interpolation.png", "interpolate/interpolation_animated.gif"),
             "Spherical in the prior's standard-normal draws.",
         ),
@@ -125,7 +128,7 @@ def exhibits(model: TrainedModel, draws: int) -> list[Exhibit]:
             "Ways in posterior means",
             "interpolate",
             interpolate,
-            InterpolateOptions(images=("test:0-6",), space="latents", name="linear"),
+            InterpolateOptions(images=images, space="latents", name="linear"),
             ("interpolate/linear.png",),
             "The same ends, linear in the latents.",
         ),
@@ -133,7 +136,7 @@ def exhibits(model: TrainedModel, draws: int) -> list[Exhibit]:
             "Scales of two images mixed",
             "edit",
             edit,
-            EditOptions("mix"),
+            EditOptions("mix", images),
             ("edit/mix.png",),
             "Two images; then the first one's k coarsest scales with the second one's others, "
             "from k = 0 on.",
@@ -142,7 +145,7 @@ def exhibits(model: TrainedModel, draws: int) -> list[Exhibit]:
             "The finest scale varied",
             "edit",
             edit,
-            EditOptions("vary", scales=(finest,), name="vary_fine"),
+            EditOptions("vary", images, scales=(finest,), name="vary_fine"),
             ("edit/vary_fine.png",),
             "An image, its reconstruction, and the same with the finest scale drawn anew.",
         ),
@@ -150,7 +153,7 @@ def exhibits(model: TrainedModel, draws: int) -> list[Exhibit]:
             "The coarsest scale varied",
             "edit",
             edit,
-            EditOptions("vary", scales=(0,), space="noise", name="vary_coarse"),
+            EditOptions("vary", images, scales=(0,), space="noise", name="vary_coarse"),
             ("edit/vary_coarse.png",),
             "The coarsest scale drawn anew; the others keep their draws, relative to it.",
         ),
@@ -158,7 +161,7 @@ def exhibits(model: TrainedModel, draws: int) -> list[Exhibit]:
             "An attribute: bright and dark",
             "edit",
             edit,
-            EditOptions("attribute", having=bright, lacking=dark),
+            EditOptions("attribute", images, having=bright, lacking=dark),
             ("edit/attribute.png",),
             f"The difference between the mean latents of the {_EXTREMES} brightest and the "
             f"{_EXTREMES} darkest training images, added -2, -1, 0, 1 and 2 times.",
@@ -167,7 +170,7 @@ def exhibits(model: TrainedModel, draws: int) -> list[Exhibit]:
             "A region filled in",
             "edit",
             edit,
-            EditOptions("inpaint", region=(height // 2, 0, height - height // 2, width)),
+            EditOptions("inpaint", images, region=(height // 2, 0, height - height // 2, width)),
             ("edit/inpaint.png",),
             "An image, what was left of it, and six fillings by a pseudo-Gibbs chain, an "
             "approximation.",
