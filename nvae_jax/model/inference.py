@@ -83,11 +83,11 @@ def fold(config: ModelConfig, variables: Any) -> dict[str, Any]:
         mean, var = (statistics.pop((*norm, name)) for name in ("mean", "var"))
         scale, bias = (params.pop((*norm, name)) for name in ("scale", "bias"))
         layers[layer].take_in(side, mean, scale * lax.rsqrt(var + EPSILON), bias)
-    for path, layer in layers.items():
+    for path, affine in layers.items():
         params.pop((*path, "log_gain"), None)
-        params[*path, "kernel"] = layer.kernel.astype(dtype)
-        if layer.bias is not None:
-            params[*path, "bias"] = layer.bias
+        params[*path, "kernel"] = affine.kernel.astype(dtype)
+        if affine.bias is not None:
+            params[*path, "bias"] = affine.bias
     return {"params": unflatten_dict(params), "batch_stats": unflatten_dict(statistics)}
 
 
