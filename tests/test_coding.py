@@ -40,7 +40,7 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         compile_quickly(monkeypatch)
         batch = {"x": x, "index": np.arange(4, dtype=np.uint32)}
-        yield path, model, x, model.map(forward, batch, 2)
+        yield path, model, x, np.asarray(model.compile(forward)(model.variables, batch))
 
 
 def test_latents_decode_to_the_reconstruction_of_the_forward_pass(run):
