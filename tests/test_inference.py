@@ -17,7 +17,7 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 CONFIG = ModelConfig(
     image_shape=(8, 8, 1),
     likelihood="bernoulli",
-    num_scales=2,
+    num_scales=1,
     num_groups=2,
     num_latents=2,
     num_flows=1,
@@ -64,7 +64,7 @@ def outputs(network, variables):
     return run(variables)
 
 
-@pytest.mark.parametrize("architecture", ["res_mbconv", "mbconv_res", "mbconv_sep", "res_elu"])
+@pytest.mark.parametrize("architecture", ["res_mbconv", "mbconv_res", "res_elu"])
 def test_a_folded_model_computes_the_same(architecture):
     config = dataclasses.replace(CONFIG, architecture=architecture)
     variables = random_variables(config)
