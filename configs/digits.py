@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     config.training.update(
         epochs=26,
         batch_size=64,
+        learning_rate=3e-2,
         log_interval=50,
         eval_interval=100,
         picture_interval=200,

@@ -38,6 +38,7 @@ RUN = {
     "model.architecture": "res_bnswish",
     "training.epochs": 2,
     "training.batch_size": 256,
+    "training.learning_rate": 1e-2,
     "training.warmup_epochs": 1,
     "training.log_interval": 2,
     "training.eval_interval": 4,
