@@ -89,6 +89,13 @@ def shard_batch(mesh: Mesh, batch: Any) -> Any:
     )
 
 
+def usable_cores() -> int:
+    """Cores that this process may use, which may be fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def keep_compiled_programs() -> None:
     """Has JAX keep what it compiles in the user's cache folder, so that the next start is faster.
 
@@ -96,4 +103,7 @@ def keep_compiled_programs() -> None:
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "nvae_jax", "xla"))
+        # A program for CPU is divided between the cores that compiling it could use, and JAX's key
+        # does not tell: one compiled on a single core would stay on a single core everywhere.
+        folder = f"xla_{usable_cores()}_cores"
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "nvae_jax", folder))

@@ -73,8 +73,12 @@ def test_compiled_programs_are_kept_where_the_user_says(monkeypatch, tmp_path):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     try:
-        keep_compiled_programs()
-        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "nvae_jax" / "xla")
+        # Programs for other numbers of cores are others.
+        for cores in ({0}, {0, 5, 7}):
+            monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: cores, raising=False)
+            keep_compiled_programs()
+            folder = tmp_path / "nvae_jax" / f"xla_{len(cores)}_cores"
+            assert jax.config.jax_compilation_cache_dir == str(folder)
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
         jax.config.update("jax_compilation_cache_dir", "elsewhere")
         keep_compiled_programs()

@@ -32,7 +32,7 @@ import optax
 
 from nvae_jax.config import from_mapping
 from nvae_jax.model.architecture import ModelConfig
-from nvae_jax.parallel import keep_compiled_programs, make_mesh
+from nvae_jax.parallel import keep_compiled_programs, make_mesh, usable_cores
 from nvae_jax.tools import step_split, workloads
 from nvae_jax.tools.benchmark_report import (
     Benchmark,
@@ -160,7 +160,7 @@ def environment(devices: Sequence[Any]) -> dict[str, Any]:
         "platform": devices[0].platform,
         "device_kind": devices[0].device_kind,
         "devices": len(devices),
-        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "cores": usable_cores(),
         "python": platform.python_version(),
         "jax": jax.__version__,
         "flax": flax.__version__,
