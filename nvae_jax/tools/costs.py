@@ -24,7 +24,7 @@ from ml_collections import config_flags
 from nvae_jax.config import from_mapping
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.parallel import check_batch_size, make_mesh
-from nvae_jax.tools.aot import GIB, Report, compile_step, make_devices
+from nvae_jax.tools.aot import GIB, Report, make_devices, search
 from nvae_jax.tools.hlo import Traffic
 from nvae_jax.training.settings import TrainingConfig
 
@@ -137,20 +137,24 @@ def settings(
 def compile_cases(
     config: Any, topologies: Sequence[str], varied: Sequence[tuple[str, list[Any]]]
 ) -> list[Case]:
-    """Compiles what `settings` says for each slice; all are checked before the first."""
+    """Compiles what `settings` says for each slice; all are checked before the first.
+
+    Prints each as it is done, or that it does not fit the memory; then it is left out.
+    """
     planned = []
     for topology in topologies:
         _chip(topology)
-        devices, _ = make_devices(topology)
+        devices, limit = make_devices(topology)
         for field, value, model, training in settings(config, varied):
             mesh = make_mesh(devices, training.parameter_shards)
             parts = training.accumulation_steps
             check_batch_size(mesh, training.batch_size, "training.batch_size", parts)
             value = mesh.size if field == DEVICES else value
-            planned.append((topology, field, value, model, training, mesh))
+            planned.append((topology, field, value, [(model, training)], mesh, limit))
     return [
-        Case(topology, field, value, compile_step(model, training, mesh))
-        for topology, field, value, model, training, mesh in planned
+        Case(topology, field, value, report)
+        for topology, field, value, *one in planned
+        for report in search(*one)[0]
     ]
 
 
@@ -190,7 +194,7 @@ def tables(cases: Sequence[Case], images: int | None) -> str:
             row += [f"{sum(traffic.collective_bytes.values()) / 1e6:.4g}"]
             row += [f"{report.temporaries / GIB:.2f}", f"{report.peak / GIB:.2f}"]
             row += [f"{report.seconds:.0f}"]
-            row += [f"{1e3 * seconds:.3g}" for seconds in case.limits().values()]
+            row += [f"{1e3 * seconds:.1f}" for seconds in case.limits().values()]
             if images is not None:
                 seconds = case.epoch(images)
                 row += [f"{seconds:.3g}", f"{seconds * report.devices / 3600:.3g}"]
@@ -221,8 +225,11 @@ def draw_costs(cases: Sequence[Case], path: str) -> None:
         for name in ("peak", "temporaries", "arguments"):
             sizes = [getattr(case.report, name) / GIB for case in group]
             memory.plot(values, sizes, marker="o", label="all together" * (name == "peak") or name)
-        times.set(yscale="log", title=", ".join(dict.fromkeys(c.topology for c in group)))
-        memory.set(yscale="log", xlabel=field)
+        slices = {case.topology for case in group}
+        title = slices.pop() if len(slices) == 1 else group[0].topology.partition(":")[0]
+        times.set(yscale="log", title=title)
+        times.yaxis.set_major_formatter("{x:g}")
+        memory.set(ylim=(0, None), xlabel=field)
         if not any(isinstance(value, str) for value in values):
             memory.set(xscale="log")
             memory.set_xticks(values, map(str, values))
