@@ -150,11 +150,11 @@ def compile_cases(
             parts = training.accumulation_steps
             check_batch_size(mesh, training.batch_size, "training.batch_size", parts)
             value = mesh.size if field == DEVICES else value
-            planned.append((topology, field, value, [(model, training)], mesh, limit))
+            planned.append((topology, field, value, (model, training), mesh, limit))
     return [
         Case(topology, field, value, report)
-        for topology, field, value, *one in planned
-        for report in search(*one)[0]
+        for topology, field, value, one, mesh, limit in planned
+        for report in search([one], mesh, limit)[0]
     ]
 
 
