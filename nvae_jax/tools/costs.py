@@ -229,7 +229,7 @@ def draw_costs(cases: Sequence[Case], path: str) -> None:
         title = slices.pop() if len(slices) == 1 else group[0].topology.partition(":")[0]
         times.set(yscale="log", title=title)
         times.yaxis.set_major_formatter("{x:g}")
-        memory.set(ylim=(0, None), xlabel=field)
+        memory.set(xlabel=field)
         if not any(isinstance(value, str) for value in values):
             memory.set(xscale="log")
             memory.set_xticks(values, map(str, values))
@@ -237,6 +237,7 @@ def draw_costs(cases: Sequence[Case], path: str) -> None:
     for axes, label in zip(panels[:, 0], ("ms an update at best", "GiB a chip"), strict=True):
         axes.set(ylabel=label)
         axes.legend(fontsize="small")
+    panels[1, 0].set_ylim(0)  # of all panels; earlier it would hold the first one's range
     figure.savefig(path, dpi=110)
 
 
