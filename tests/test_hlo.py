@@ -75,3 +75,69 @@ def test_values_in_fast_memory_are_no_traffic():
     done = 2 * gathered  # the end names it as its operand's second part, and as its result
     expected = 36 * (one + gathered + done) + 36 * compare
     assert traffic(TPU_LOOP).bytes == pytest.approx(expected, rel=0.01)
+
+
+# A round slices one stack, within a fusion that is nested, and updates another one in place.
+STACKS = """
+%inner.1 (p.1: f32[9,8,128], p.2: s32[]) -> f32[8,128] {
+  %p.1 = f32[9,8,128]{2,1,0} parameter(0)
+  %p.2 = s32[] parameter(1)
+  %zero.1 = s32[] constant(0)
+  %slice.1 = f32[1,8,128]{2,1,0} dynamic-slice(%p.1, %p.2, %zero.1, %zero.1), dynamic_slice_sizes={1,8,128}
+  ROOT %bitcast.1 = f32[8,128]{1,0} bitcast(%slice.1)
+}
+
+%outer.2 (p.3: f32[9,8,128], p.4: f32[9,8,128], p.5: s32[]) -> (f32[9,8,128], f32[8,128]) {
+  %p.3 = f32[9,8,128]{2,1,0} parameter(0)
+  %p.4 = f32[9,8,128]{2,1,0} parameter(1)
+  %p.5 = s32[] parameter(2)
+  %zero.2 = s32[] constant(0)
+  %read.2 = f32[8,128]{1,0} fusion(%p.3, %p.5), kind=kLoop, calls=%inner.1
+  %row.2 = f32[1,8,128]{2,1,0} bitcast(%read.2)
+  %update.2 = f32[9,8,128]{2,1,0} dynamic-update-slice(%p.4, %row.2, %p.5, %zero.2, %zero.2)
+  ROOT %both.2 = (f32[9,8,128]{2,1,0}, f32[8,128]{1,0}) tuple(%update.2, %read.2)
+}
+
+ENTRY %main.3 (x: f32[9,8,128], y: f32[9,8,128], i: s32[]) -> (f32[9,8,128], f32[8,128]) {
+  %x = f32[9,8,128]{2,1,0} parameter(0)
+  %y = f32[9,8,128]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %f = (f32[9,8,128]{2,1,0}, f32[8,128]{1,0}) fusion(%x, %y, %i), kind=kLoop, calls=%outer.2
+}
+"""  # noqa: E501
+
+
+def test_of_stacks_count_the_slices_that_are_read_and_the_updates_that_are_written():
+    row, index = 4 * 8 * 128, 4
+    assert traffic(STACKS).bytes == 3 * row + index
+
+
+def test_the_same_without_fusions_and_of_whole_arrays():
+    row, index = 4 * 8 * 128, 4
+    text = """
+ENTRY %main (x: f32[9,8,128], y: f32[1,8,128], i: s32[]) -> f32[9,8,128] {
+  %x = f32[9,8,128]{2,1,0} parameter(0)
+  %y = f32[1,8,128]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %s = f32[1,8,128]{2,1,0} dynamic-slice(%x, %i, %i, %i), dynamic_slice_sizes={1,8,128}
+  %z = f32[1,8,128]{2,1,0} add(%s, %y)
+  ROOT %u = f32[9,8,128]{2,1,0} dynamic-update-slice(%x, %z, %i, %i, %i)
+}
+"""
+    # Slice: a row in, a row out; sum: two in, one out; update: a row in, a row out; six indices.
+    assert traffic(text).bytes == (2 + 3 + 2) * row + 6 * index
+    copied = text.replace("dynamic-update-slice(%x, %z, %i, %i, %i)", "copy(%x)")
+    assert traffic(copied).bytes == (2 + 3 + 2 * 9) * row + 3 * index
+
+
+def test_a_loop_moves_in_proportion_to_its_rounds():
+    def moved(rounds):
+        def program(x, w):
+            return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), x), x, w)
+
+        x = jax.ShapeDtypeStruct((16, SIZE), jnp.float32)
+        w = jax.ShapeDtypeStruct((rounds, SIZE, SIZE), jnp.float32)
+        return traffic(jax.jit(program).lower(x, w).compile().as_text()).bytes
+
+    few, more, most = map(moved, (8, 16, 24))
+    assert most - more == pytest.approx(more - few, rel=0.01)

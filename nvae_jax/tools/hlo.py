@@ -36,6 +36,8 @@ _MOVES_NOTHING = {
     "after-all",
     "partition-id",
 }
+# Inside of a fusion they are no reason to touch more of a value than what is used of the result.
+_HANDS_ON = {"bitcast", "convert", "copy", "reshape"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +50,29 @@ class Instruction:
     arguments: str
     attributes: str
 
+    @property
+    def operands(self) -> list[str]:
+        """Names of the arguments that are values."""
+        return re.findall(r"%([\w.\-]+)", self.arguments)
+
+    @property
+    def size(self) -> float:
+        """Bytes of the result."""
+        return sum(size for size, _ in _arrays(self.kind))
+
+
+# Instructions by name; the last one's result is the computation's.
+Computation = dict[str, Instruction]
+
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
     """What one run of a program moves, on each device.
 
     Attributes:
-      bytes: read and written in the device's main memory, by operations after fusion.
+      bytes: read and written in the device's main memory, by operations after fusion. Of an array
+        that is only sliced the slices count, of one that is updated in place the update: so do
+        loops read and write their stacks.
       collectives: by name, how many are run.
       collective_bytes: by name, bytes of their results.
     """
@@ -91,8 +109,7 @@ def traffic(text: str) -> Traffic:
     counts: dict[str, int] = collections.defaultdict(int)
     sizes: dict[str, float] = collections.defaultdict(float)
     for name, runs in times.items():
-        kinds = {i.name: i.kind for i in computations[name]}
-        for instruction in computations[name]:
+        for instruction in computations[name].values():
             operation = instruction.operation.removesuffix("-start")
             if operation in COLLECTIVES:
                 counts[operation] += round(runs)
@@ -102,21 +119,97 @@ def traffic(text: str) -> Traffic:
                     arrays = arrays[1:2]
                 sizes[operation] += runs * sum(size for size, _ in arrays)
             if name not in fused and instruction.operation not in _MOVES_NOTHING:
-                operands = re.findall(r"%([\w.\-]+)", instruction.arguments)
-                touched = [instruction.kind, *(kinds.get(name, "") for name in operands)]
-                arrays = [a for kind in touched for a in _arrays(kind)]
-                total += runs * sum(size for size, in_main_memory in arrays if in_main_memory)
+                total += runs * _moved(instruction, computations[name], computations)
     return Traffic(total, dict(counts), dict(sizes))
 
 
-def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+def _moved(
+    instruction: Instruction, around: Computation, computations: dict[str, Computation]
+) -> float:
+    """Bytes of main memory that an instruction of the computation `around` reads and writes."""
+    touched = list(
+        zip(
+            _arrays(instruction.kind),
+            _parts_written(instruction, around, computations),
+            strict=True,
+        )
+    )
+    for position, operand in enumerate(instruction.operands):
+        if operand in around:
+            part = min(_part_read(instruction, position, around, computations), 1.0)
+            touched += [(array, part) for array in _arrays(around[operand].kind)]
+    return sum(part * size for (size, in_main_memory), part in touched if in_main_memory)
+
+
+def _part_read(
+    instruction: Instruction,
+    position: int,
+    around: Computation,
+    computations: dict[str, Computation],
+) -> float:
+    """Which part of an operand is read; more than 1: more than once."""
+    operation = instruction.operation
+    if operation == "fusion":
+        inside = computations[_fused(instruction)]
+        parameters = (i for i in inside.values() if i.operation == "parameter")
+        names = [i.name for i in parameters if i.arguments == str(position)]
+        return sum(_part_used(name, inside, computations) for name in names)
+    if position == 0 and operation in ("dynamic-slice", "slice"):
+        return instruction.size / around[instruction.operands[0]].size
+    return float(position > 0 or operation != "dynamic-update-slice")
+
+
+def _part_used(name: str, inside: Computation, computations: dict[str, Computation]) -> float:
+    """Which part of a value its users in a fused computation read."""
+    if name == list(inside)[-1]:
+        return 1.0
+    return sum(
+        _part_used(user.name, inside, computations)
+        if user.operation in _HANDS_ON
+        else _part_read(user, position, inside, computations)
+        for user in inside.values()
+        for position, operand in enumerate(user.operands)
+        if operand == name
+    )
+
+
+def _parts_written(
+    instruction: Instruction, around: Computation, computations: dict[str, Computation]
+) -> list[float]:
+    """Which part of each array of a result is written."""
+    if instruction.operation == "fusion":
+        inside = computations[_fused(instruction)]
+        root = _origin(list(inside)[-1], inside)
+        results = [root]
+        if root.operation == "tuple":
+            results = [_origin(name, inside) for name in root.operands]
+        return [part for i in results for part in _parts_written(i, inside, computations)]
+    if instruction.operation == "dynamic-update-slice":
+        return [around[instruction.operands[1]].size / instruction.size]
+    return [1.0] * len(_arrays(instruction.kind))
+
+
+def _origin(name: str, inside: Computation) -> Instruction:
+    """What computes a value that is only handed on."""
+    instruction = inside[name]
+    if instruction.operation in _HANDS_ON:
+        return _origin(instruction.operands[0], inside)
+    return instruction
+
+
+def _fused(fusion: Instruction) -> str:
+    """The computation that a fusion runs."""
+    return dict(_CALLEES.findall(fusion.attributes))["calls"].removeprefix("%")
+
+
+def _parse(text: str) -> tuple[dict[str, Computation], str]:
     """The computations by name, and the name of the first to run."""
-    computations: dict[str, list[Instruction]] = {}
+    computations: dict[str, Computation] = {}
     entry, current = "", ""
     for line in text.splitlines():
         if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
             current = header[2]
-            computations[current] = []
+            computations[current] = {}
             entry = current if header[1] else entry
         elif found := re.match(r"\s+(?:ROOT )?%([\w.\-]+) = (.*)", line):
             name, rest = found.groups()
@@ -124,8 +217,8 @@ def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
             kind, rest = rest[:end], rest[end:].lstrip()
             start = rest.index("(")
             end = start + _closing(rest[start:])
-            computations[current].append(
-                Instruction(name, kind, rest[:start], rest[start + 1 : end - 1], rest[end:])
+            computations[current][name] = Instruction(
+                name, kind, rest[:start], rest[start + 1 : end - 1], rest[end:]
             )
     return computations, entry
 
@@ -152,12 +245,12 @@ def _arrays(kind: str) -> list[tuple[float, bool]]:
 
 
 def _count_runs(
-    computations: dict[str, list[Instruction]], name: str, runs: float, times: dict[str, float]
+    computations: dict[str, Computation], name: str, runs: float, times: dict[str, float]
 ) -> set[str]:
     """Adds to `times` how often a computation and those it calls run; returns the fused ones."""
     times[name] += runs
     fused: set[str] = set()
-    for instruction in computations[name]:
+    for instruction in computations[name].values():
         callees = {
             role: re.findall(r"%([\w.\-]+)", names)
             for role, names in _CALLEES.findall(instruction.attributes)
@@ -173,13 +266,13 @@ def _count_runs(
     return fused
 
 
-def _rounds(loop: Instruction, condition: list[Instruction]) -> float:
+def _rounds(loop: Instruction, condition: Computation) -> float:
     """How often a loop runs: as the compiler noted it, or the limit that its counter is held to."""
     if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return float(noted[1])
     limits = [
         int(instruction.arguments)
-        for instruction in condition
+        for instruction in condition.values()
         if instruction.operation == "constant" and instruction.kind.startswith("s32[]")
     ]
     return float(limits[0]) if len(limits) == 1 else 1.0
