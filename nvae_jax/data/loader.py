@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from nvae_jax.data.sources import Dataset, Source
+from nvae_jax.data.sources import Dataset, Source, read_many
 
 Batch = dict[str, np.ndarray]
 
@@ -153,7 +153,7 @@ def eval_batches(
         position = step * batch_size + share
         index = np.minimum(position, len(source) - 1)
         return {
-            "image": np.stack([source[int(i)] for i in index]),
+            "image": np.stack(read_many(source, index)),
             "index": index.astype(np.int32),
             "mask": (position < len(source)).astype(np.float32),
         }
@@ -172,7 +172,7 @@ def _read_training_batch(
     index = np.empty_like(place)
     for e in np.unique(epoch):
         index[epoch == e] = _epoch_order(number, seed, int(e))[place[epoch == e]]
-    images = [dataset.train[int(i)] for i in index]
+    images = read_many(dataset.train, index)
     if dataset.random_crop:
         height, width, _ = dataset.image_shape
         images = [
