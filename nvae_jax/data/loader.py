@@ -20,8 +20,9 @@ from nvae_jax.data.sources import Dataset, Source, read_many
 
 Batch = dict[str, np.ndarray]
 
-# Seconds to read an example from which on threads help. What is quicker, they slow down, handing
-# Python's lock to each other: two read 32x32 PNG files (100 us) half as fast as one.
+# Seconds to read an example from which on threads help. What is quicker, they may slow
+# down, handing Python's lock to each other: singly, two read 32x32 PNG files (100 us) half as fast
+# as one.
 _SLOW = 3e-4
 
 _ORDER, _CROP = 0, 1  # what a random stream is for, so that no two are the same

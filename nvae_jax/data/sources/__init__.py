@@ -1,10 +1,9 @@
 """Datasets as random-access sources of uint8 images.
 
 A source is anything with `len(source)` and `source[i]`, a NumPy array included; `read_many` reads
-from it what is wanted at once. Whatever changes
-an image's geometry (cropping, resizing, padding) happens here or in the loader, on the host; what
-is pointwise (scaling, bit reduction, binarisation), and flips, on the device, in `transforms`.
-A new dataset is a factory that returns a `Dataset`, entered in `DATASETS`.
+a batch of it. Whatever changes an image's geometry (cropping, resizing, padding) happens here or in
+the loader, on the host; what is pointwise (scaling, bit reduction, binarisation), and flips, on the
+device, in `transforms`. A new dataset is a factory that returns a `Dataset`, entered in `DATASETS`.
 """
 
 import inspect
