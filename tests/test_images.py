@@ -1,5 +1,6 @@
 """Decoding and geometry against Pillow itself, pixel for pixel."""
 
+import functools
 import io
 
 import numpy as np
@@ -8,6 +9,7 @@ import stored
 from PIL import Image
 
 from nvae_jax.data.images import (
+    CHANNELS,
     ImageReader,
     contain_and_pad,
     cover,
@@ -105,6 +107,19 @@ def test_border_is_zeros(photo):
     assert image.shape == (51, 65, 3)
     np.testing.assert_array_equal(image[2:-2, 2:-2], photo)
     assert image.sum() == photo.sum()
+
+
+@pytest.mark.parametrize("border", [0, 2])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_many_files_read_as_one_by_one(photo, channels, border, tmp_path):
+    images = [Image.fromarray(photo[:n, :n]).convert(m) for n in (9, 30) for m in CHANNELS.values()]
+    files = [saved(x, f) for x in images for f in ("png", "tiff")]
+    (tmp_path / "a.png").write_bytes(files[0])
+    files.append(tmp_path / "a.png")
+    for geometry in (None, functools.partial(stretch, height=8, width=7)):
+        reader = ImageReader(channels, geometry, border)
+        for image, file in zip(reader.many(iter(files)), files, strict=True):
+            np.testing.assert_array_equal(image, reader(file))
 
 
 def test_crop_and_resize_looks_at_nothing_outside_the_box(photo):

@@ -3,9 +3,11 @@ import time
 
 import numpy as np
 import pytest
+import stored
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nvae_jax.data.images import ImageReader
 from nvae_jax.data.loader import (
     LoadingConfig,
     _read_options,
@@ -233,6 +235,20 @@ def test_what_cannot_be_read_is_an_error_of_the_iterator(dataset, num_workers):
     with pytest.raises(Exception, match="photograph 2 cannot be read: it is torn"):
         take(batches, 2)
     batches.close()
+
+
+@pytest.mark.parametrize("damage", [b"", bytes([255] * 200)])
+def test_torn_file_among_small_ones_is_named(damage):
+    files = [stored.encode(image, "png") for image in stored.photos(40, 32, 32)]
+    files[30] = files[30][:300] + damage + files[30][300 + len(damage) :] * bool(damage)
+    source = Decoded(Described(files), ImageReader())
+    with pytest.raises(ValueError, match="file 30 cannot be read"):
+        take(eval_batches(source, 40), 1)
+
+
+class Described(list):
+    def describe(self, index):
+        return f"file {index}"
 
 
 class Broken:

@@ -10,14 +10,18 @@ import stored
 from PIL import Image
 
 from nvae_jax.data.loader import train_batches
-from nvae_jax.data.sources import make_dataset
+from nvae_jax.data.sources import make_dataset, read_many
 from nvae_jax.data.sources.paper import Stacked
 
 BILINEAR = Image.Resampling.BILINEAR
 
 
 def images_of(source):
-    return [source[i] for i in range(len(source))]
+    images = [source[i] for i in range(len(source))]
+    backwards = read_many(source, range(len(source) - 1, -1, -1))
+    for image, again in zip(images, reversed(backwards), strict=True):
+        np.testing.assert_array_equal(image, again)
+    return images
 
 
 def assert_same_images(actual, expected):
@@ -174,8 +178,11 @@ def test_damage_inside_a_file_is_an_error_where_it_is_read(prepared, tmp_path):
     content[middle : middle + 2000] = bytes(2000)
     file.write_bytes(content)
     dataset = make_dataset("cifar10", data_dir=str(tmp_path))
-    with pytest.raises(ValueError, match=r"example \d+ of .*cifar10.*\(train\) cannot be read"):
+    message = r"example \d+ of .*cifar10.*\(train\) cannot be read"
+    with pytest.raises(ValueError, match=message):
         images_of(dataset.train)
+    with pytest.raises(ValueError, match=message):
+        read_many(dataset.train, range(len(dataset.train)))
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,16 @@ Resizing is bilinear with antialiasing, as Pillow does it and the original imple
 import dataclasses
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from nvae_jax.data.png import read_together
+
 CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}  # what an image of so many channels is to Pillow
 
+File = bytes | str | os.PathLike[str]
 Geometry = Callable[[Image.Image], Image.Image]
 
 
@@ -32,13 +35,21 @@ class ImageReader:
     geometry: Geometry | None = None
     border: int = 0
 
-    def __call__(self, file: bytes | str | os.PathLike[str]) -> np.ndarray:
+    def __call__(self, file: File) -> np.ndarray:
         """The image that `file` is, encoded, or names."""
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as encoded:
             image = convert(encoded, self.channels)
         if self.geometry is not None:
             image = self.geometry(image)
         return add_border(np.asarray(image).reshape(*image.size[::-1], -1), self.border)
+
+    def many(self, files: Iterable[File]) -> list[np.ndarray]:
+        """The same for many files, faster where they are small PNG files."""
+        if self.geometry is not None:
+            return [self(file) for file in files]
+        read = dataclasses.replace(self, border=0)
+        images = read_together(files, CHANNELS[self.channels], read)
+        return [add_border(image, self.border) for image in images]
 
 
 def convert(image: Image.Image, channels: int) -> Image.Image:
@@ -112,4 +123,10 @@ def contain_and_pad(image: Image.Image, height: int, width: int) -> Image.Image:
 
 def add_border(image: np.ndarray, border: int) -> np.ndarray:
     """(H, W, C) with `border` pixels of zeros on each side."""
-    return np.pad(image, ((border, border), (border, border), (0, 0))) if border else image
+    if not border:
+        return image
+    height, width, channels = image.shape
+    # np.pad would take 20 us, as long as all the rest of a small image.
+    bordered = np.zeros((height + 2 * border, width + 2 * border, channels), image.dtype)
+    bordered[border:-border, border:-border] = image
+    return bordered

@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from nvae_jax.data.sources import read_many
 from nvae_jax.data.transforms import prepare_eval
 from nvae_jax.evaluation.distances import (
     frechet_distance,
@@ -171,7 +172,7 @@ def _reference_features(
 
     def read(item: np.ndarray) -> dict[str, np.ndarray]:
         index = chosen[item]
-        images = np.stack([source[int(i)] for i in index])
+        images = np.stack(read_many(source, index))
         return {"image": images, "index": index.astype(np.uint32)}
 
     provenance = {

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from nvae_jax.data.sources import Source
+from nvae_jax.data.sources import Source, read_many
 from nvae_jax.data.transforms import prepare_eval
 from nvae_jax.evaluation.files import png
 from nvae_jax.evaluation.inputs import fixed_split
@@ -138,7 +138,7 @@ def find_nearest(
         return {measure: squared(images[measure], targets[measure]) for measure in MEASURES}
 
     def read(index: np.ndarray) -> np.ndarray:
-        return np.stack([source[int(i)] for i in index])
+        return np.stack(read_many(source, index))
 
     best = {measure: np.zeros((2, len(queries), 0)) for measure in MEASURES}
     blocks = model.in_batches(
@@ -186,4 +186,4 @@ def _as_pixels(model: TrainedModel, levels: Array) -> Array:
 
 
 def _pixels(model: TrainedModel, source: Source, index: np.ndarray) -> np.ndarray:
-    return np.asarray(_as_pixels(model, jnp.asarray(np.stack([source[int(i)] for i in index]))))
+    return np.asarray(_as_pixels(model, jnp.asarray(np.stack(read_many(source, index)))))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from nvae_jax.data.sources import read_many
 from nvae_jax.data.transforms import prepare_eval
 from nvae_jax.evaluation.inputs import SPLITS, fixed_split
 from nvae_jax.evaluation.likelihood import make_image_likelihood
@@ -99,7 +100,7 @@ def evaluate(
         return likelihood(variables, x, batch["index"])
 
     def read(index: np.ndarray) -> dict[str, np.ndarray]:
-        images = np.stack([source[int(i)] for i in index])
+        images = np.stack(read_many(source, index))
         return {"image": images, "index": index.astype(np.uint32)}
 
     started = time.monotonic()

@@ -3,7 +3,7 @@
 Three kinds of data on disk: CIFAR-like (32×32 PNG images), CelebA-like (178×218 JPEG images, of
 which the face is cut out and resized to 64×64) and FFHQ-like (256×256 PNG images), each as LMDB
 files, made of scikit-learn's photographs. Where torch is installed, its DataLoader reads the same
-source in turn with ours.
+source in turn with ours: one image at a time, as it reads any dataset that has no `__getitems__`.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """Datasets as random-access sources of uint8 images.
 
-A source is anything with `len(source)` and `source[i]`, a NumPy array included. Whatever changes
-an image's geometry (cropping, resizing, padding) happens here or in the loader, on the host; what
-is pointwise (scaling, bit reduction, binarisation), and flips, on the device, in `transforms`.
-A new dataset is a factory that returns a `Dataset`, entered in `DATASETS`.
+A source is anything with `len(source)` and `source[i]`, a NumPy array included; `read_many` reads
+a batch of it. Whatever changes an image's geometry (cropping, resizing, padding) happens here or in
+the loader, on the host; what is pointwise (scaling, bit reduction, binarisation), and flips, on the
+device, in `transforms`. A new dataset is a factory that returns a `Dataset`, entered in `DATASETS`.
 """
 
 import inspect
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nvae_jax.data.sources.arrays import numpy_arrays
-from nvae_jax.data.sources.base import Dataset, Source
+from nvae_jax.data.sources.base import Dataset, Source, read_many
 from nvae_jax.data.sources.folder import image_folder
 from nvae_jax.data.sources.paper import (
     celeba64,
@@ -27,7 +27,7 @@ from nvae_jax.data.sources.paper import (
 )
 from nvae_jax.data.sources.scikit import digits, photos
 
-__all__ = ["DATASETS", "Dataset", "Source", "make_dataset"]
+__all__ = ["DATASETS", "Dataset", "Source", "make_dataset", "read_many"]
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     factory.__name__: factory

@@ -1,16 +1,22 @@
 """What a dataset is, and what the sources behind it have in common."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+
+from nvae_jax.data.images import ImageReader
 
 
 class Source(Protocol):
     """Random access to images: source[i] is (H, W, C) uint8, levels 0-255, 0 <= i < len(source).
 
-    Several threads read at the same time, and worker processes read from a pickled copy.
+    Several threads read at the same time, and worker processes read from a pickled copy. A source
+    that reads many images faster than one by one has a method `many`, from a list of indices to a
+    sequence of images.
     """
 
     def __len__(self) -> int: ...
@@ -19,7 +25,10 @@ class Source(Protocol):
 
 
 class Records(Protocol):
-    """Random access to what is stored for an image, before it is read as pixels."""
+    """Random access to what is stored for an image, before it is read as pixels.
+
+    They may have a method `many`, too, from indices to an iterable of records.
+    """
 
     def __len__(self) -> int: ...
 
@@ -76,6 +85,20 @@ class Decoded:
         # Pillow and the storage libraries raise all kinds of exceptions for broken data.
         except Exception as error:
             raise ValueError(f"{self.records.describe(index)} cannot be read: {error}") from error
+
+    def many(self, indices: list[int], /) -> list[np.ndarray]:
+        """The images at `indices`."""
+        if isinstance(self.read, ImageReader):
+            many = getattr(self.records, "many", functools.partial(map, self.records.__getitem__))
+            with contextlib.suppress(Exception):  # One by one tells which one is broken.
+                return self.read.many(many(indices))
+        return [self[i] for i in indices]
+
+
+def read_many(source: Source, indices: Iterable[int]) -> Sequence[np.ndarray]:
+    """The images of a source at `indices`, together where it has a faster way than one by one."""
+    indices = [int(i) for i in indices]
+    return source.many(indices) if hasattr(source, "many") else [source[i] for i in indices]
 
 
 def require(field: str, value: Any, condition: bool, allowed: str) -> None:

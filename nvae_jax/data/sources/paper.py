@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from nvae_jax.data.images import ImageReader, cover, cover_and_crop, crop_and_resize
-from nvae_jax.data.sources.base import Dataset, Decoded, Source, require
+from nvae_jax.data.sources.base import Dataset, Decoded, Source, read_many, require
 from nvae_jax.data.sources.lmdb import LmdbRecords, read_levels
 from nvae_jax.data.sources.tfds import open_split
 
@@ -188,7 +188,12 @@ class Stacked:
         return len(self.indices)
 
     def __getitem__(self, index: int, /) -> np.ndarray:
-        return np.concatenate([self._source[int(i)] for i in self.indices[index]], axis=-1)
+        return self.many([index])[0]
+
+    def many(self, indices: list[int], /) -> np.ndarray:
+        """The images at `indices`."""
+        grey = np.stack(read_many(self._source, self.indices[indices].T.ravel()))
+        return np.concatenate(np.split(grey, 3), axis=-1)
 
 
 def _digits(name: str, stored: str, data_dir: str | None) -> Dataset:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from typing import Any
 
 DEFAULT_DIR = os.path.join("~", "tensorflow_datasets")
@@ -48,15 +49,24 @@ class TfdsRecords:
         return len(self.examples)
 
     def __getitem__(self, index: int, /) -> bytes:
-        from tensorflow_datasets.proto import tf_example_pb2
+        return _image(self.examples[index])
 
-        # TFDS's own deserialisation goes through all features, of which CelebA has 51.
-        example = tf_example_pb2.Example.FromString(self.examples[index])
-        return example.features.feature["image"].bytes_list.value[0]
+    def many(self, indices: list[int], /) -> Iterator[bytes]:
+        """The encoded images at `indices`."""
+        return map(_image, self.examples.__getitems__(indices))
 
     def describe(self, index: int, /) -> str:
         """Where the record is stored, for messages."""
         return f"example {index} of {self.where}"
+
+
+def _image(serialised: bytes) -> bytes:
+    """The encoded image of a serialised example."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    # TFDS's own deserialisation goes through all features, of which CelebA has 51.
+    example = tf_example_pb2.Example.FromString(serialised)
+    return example.features.feature["image"].bytes_list.value[0]
 
 
 def open_split(name: str, split: str, data_dir: str | None) -> TfdsRecords:
