@@ -41,6 +41,9 @@ def test_limits_are_those_of_the_makers_figures():
     other = Case("v5p:2x2x2", "model.num_groups", 8, report(flops=459e12, gigabytes=2765 / 2))
     expected = {"arithmetic": 1.0, "memory": 0.5, "links": 250 * 7 / 8 / 600}
     assert other.limits() == pytest.approx(expected)
+    moved = {"reduce-scatter": 1e9, "collective-permute": 3e9, "all-to-all": 8e9}
+    shared = Case("v5e:2x4", "model.num_groups", 8, report(moved=moved))
+    assert shared.limits()["links"] == pytest.approx((7 + 3 + 7) / 200)
     alone = Case("v5e:1x1", "model.num_groups", 8, report(devices=1))
     assert alone.limits()["links"] == 0
 
@@ -125,6 +128,7 @@ def on_this_machine(topology):
     ("topologies", "message"),
     [
         (["v5e:2x4", "v3:2x2"], "topology is 'v3:2x2'; allowed: slices of v5e, v5p, v6e"),
+        ([], "topology is ''; allowed: a slice, or several without vary"),
         (["v5e:2x4", "v5e:1x3"], r"training.batch_size is 16; allowed: multiples of .* \(3\)"),
     ],
 )
@@ -162,6 +166,28 @@ def test_a_case_that_does_not_fit_is_said_and_left_out(monkeypatch, capsys):
     cases = compile_cases(SETTINGS, ["v5e:2x4"], [("model.num_groups", [2, 3, 4])])
     assert [case.value for case in cases] == [2, 4]
     assert "does not fit: 7G over" in capsys.readouterr().out
+
+
+def test_a_case_that_needs_more_memory_than_there_is_is_left_out(monkeypatch, capsys):
+    def compiled(config, training, mesh):
+        return dataclasses.replace(report(), peak=config.num_groups * 2**30)
+
+    monkeypatch.setattr(costs, "make_devices", lambda name: (on_this_machine(name)[0], 3 * 2**30))
+    monkeypatch.setattr(aot, "compile_step", compiled)
+    cases = compile_cases(SETTINGS, ["v5e:2x4"], [("model.num_groups", [2, 3, 4])])
+    assert [case.value for case in cases] == [2, 3]
+    assert "v5e:2x4, model.num_groups 4\n" in capsys.readouterr().out
+
+
+def test_slices_and_a_field_at_once_are_refused():
+    with pytest.raises(ValueError, match="topology is 'v5e:1x1,v5e:2x2'; allowed: a slice, or"):
+        compile_cases(SETTINGS, ["v5e:1x1", "v5e:2x2"], [("model.num_groups", [2, 3])])
+
+
+def test_parameters_in_shards_are_refused(monkeypatch):
+    monkeypatch.setattr(costs, "make_devices", on_this_machine)
+    with pytest.raises(ValueError, match=r"training\.parameter_shards is 2; allowed: 1"):
+        compile_cases(SETTINGS, ["v5e:1x2"], [("training.parameter_shards", [2])])
 
 
 def test_files_of_several_runs_make_one_table_and_picture(tmp_path):

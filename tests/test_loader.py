@@ -16,7 +16,7 @@ from nvae_jax.data.loader import (
     train_batches,
 )
 from nvae_jax.data.sources import Dataset
-from nvae_jax.data.sources.base import Decoded
+from nvae_jax.data.sources.base import Decoded, read_many
 
 NUMBER, BATCH = 10, 4  # an epoch is two batches and a half
 
@@ -244,6 +244,22 @@ def test_torn_file_among_small_ones_is_named(damage):
     source = Decoded(Described(files), ImageReader())
     with pytest.raises(ValueError, match="file 30 cannot be read"):
         take(eval_batches(source, 40), 1)
+
+
+def test_small_files_are_read_together_and_only_then():
+    class Unreadable(Described):
+        def __getitem__(self, index):
+            raise AssertionError("it was read by itself")
+
+        def many(self, indices):
+            return (list.__getitem__(self, i) for i in indices)
+
+    photos = stored.photos(5, 32, 32)
+    files = Unreadable(stored.encode(image, "png") for image in photos)
+    images = read_many(Decoded(files, ImageReader()), [3, 0, 3])
+    np.testing.assert_array_equal(images, photos[[3, 0, 3]])
+    with pytest.raises(ValueError, match="file 3 cannot be read: it was read by itself"):
+        read_many(Decoded(files, ImageReader(geometry=lambda image: image)), [3])
 
 
 class Described(list):

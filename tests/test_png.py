@@ -109,5 +109,8 @@ def test_broken_pixels_are_an_error():
         read_together([plain, make_png(rows, "RGB", filters=np.full(4, 9))], "RGB", never)
     header = struct.pack(">IIBBBBB", 4, 5, 8, 2, 0, 0, 0)  # a row more than there is
     taller = plain[:8] + chunk(b"IHDR", header) + plain[33:]
-    with pytest.raises(ValueError, match="pixels of other sizes than 5x4"):
+    with pytest.raises(ValueError, match="there are not 65 bytes of pixels"):
         read_together([taller], "RGB", never)
+    header = struct.pack(">IIBBBBB", 4, 3, 8, 2, 0, 0, 0)  # a row less
+    with pytest.raises(ValueError, match="there are not 39 bytes of pixels"):
+        read_together([plain[:8] + chunk(b"IHDR", header) + plain[33:]], "RGB", never)

@@ -20,10 +20,10 @@ from nvae_jax.data.sources import Dataset, Source, read_many
 
 Batch = dict[str, np.ndarray]
 
-# Seconds to read an example from which on threads help. What is quicker, they may slow
-# down, handing Python's lock to each other: singly, two read 32x32 PNG files (100 us) half as fast
-# as one.
+# Seconds to read an example from which on threads help. What is quicker they may slow down, handing
+# Python's lock to each other.
 _SLOW = 3e-4
+_TIMED = 2  # examples that are read to know
 
 _ORDER, _CROP = 0, 1  # what a random stream is for, so that no two are the same
 
@@ -217,11 +217,12 @@ def _share(batch_size: int, process_index: int, process_count: int) -> np.ndarra
 
 def _read_options(prefetch: int, source: Source) -> grain.ReadOptions:
     """So many batches ahead, by as many threads where reading takes long enough."""
+    number = min(_TIMED, len(source))
     seconds = []
-    for i in range(min(2, len(source))):  # the first one may open a file
+    for _ in range(2):  # the first time may open a file
         start = time.perf_counter()
-        source[i]
+        read_many(source, range(number))
         seconds.append(time.perf_counter() - start)
-    threads = prefetch if seconds and min(seconds) > _SLOW else 1
+    threads = prefetch if min(seconds) > _SLOW * number else 1
     # An element is a whole batch here: Grain's defaults would keep 500 of them.
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)

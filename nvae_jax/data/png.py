@@ -76,12 +76,19 @@ def _size(header: bytes, mode: str) -> tuple[int, int] | None:
     return (height, width) if plain and 0 < height * width * len(mode) <= _LARGEST else None
 
 
+def _inflate(pixels: bytes, size: int) -> bytes:
+    """What zlib compressed, which has to be `size` bytes; it never takes much more memory."""
+    inflater = zlib.decompressobj()
+    inflated = inflater.decompress(pixels, size + 1)
+    if len(inflated) != size or not inflater.eof:
+        raise ValueError(f"there are not {size} bytes of pixels")
+    return inflated
+
+
 def _decode(pixels: Iterable[bytes], mode: str, height: int, width: int) -> np.ndarray:
     """Images of one size, (N, H, W, C), from their pixels, filtered and compressed."""
     row = 1 + width * len(mode)  # a filter's number and filtered levels
-    images = [zlib.decompress(p) for p in pixels]
-    if {len(image) for image in images} != {height * row}:
-        raise ValueError(f"pixels of other sizes than {height}x{width}")
+    images = [_inflate(p, height * row) for p in pixels]
     # Filters look at the row above, which is zeros for the first row of an image.
     column = bytes(row).join([*images, b""])
     size = (width, len(images) * (height + 1))

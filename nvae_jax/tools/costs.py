@@ -4,7 +4,7 @@ Compile: python -m nvae_jax.tools.costs --config configs/cifar10.py --topology v
            --vary model.num_groups=8,15,30 --json groups.json
 Show:    python -m nvae_jax.tools.costs groups.json devices.json --picture costs.png
 
-The real train step is compiled, as in `tools.aot`, once for every value of `--vary` and every slice
+The real train step is compiled, as in `tools.aot`, once for every value of `--vary` or every slice
 of `--topology`, for the batch that the configuration names: on more chips each has less of it. A
 second `--vary` changes along with the first one. Nothing runs: times are what the roofline allows
 at best, from the makers' figures.
@@ -63,15 +63,18 @@ class Case:
     def limits(self) -> dict[str, float]:
         """Seconds of an update that arithmetic, memory and links take at best, each alone."""
         chip = _chip(self.topology)
-        # To sum over n chips each sends (n − 1) / n of the array twice, to gather it, once.
+        # Of a result of n parts each chip sends so much. A sum is scattered and then gathered.
+        n = self.report.devices
+        gathered = (n - 1) / n
+        parts = {"all-reduce": 2 * gathered, "reduce-scatter": n - 1, "collective-permute": 1}
         sent = sum(
-            size * (2 if name == "all-reduce" else 1)
+            size * parts.get(name, gathered)
             for name, size in self.report.traffic.collective_bytes.items()
         )
         return {
             "arithmetic": self.report.flops / chip.matrix_rate,
             "memory": self.report.traffic.bytes / chip.bandwidth,
-            "links": sent * (1 - 1 / self.report.devices) / chip.links,
+            "links": sent / chip.links,
         }
 
     def epoch(self, images: int) -> float:
@@ -141,21 +144,31 @@ def compile_cases(
 
     Prints each as it is done, or that it does not fit the memory; then it is left out.
     """
+    if not topologies or (varied and len(topologies) > 1):
+        raise ValueError(
+            f"topology is {','.join(topologies)!r}; allowed: a slice, or several without vary"
+        )
     planned = []
     for topology in topologies:
         _chip(topology)
         devices, limit = make_devices(topology)
         for field, value, model, training in settings(config, varied):
             mesh = make_mesh(devices, training.parameter_shards)
+            if training.parameter_shards > 1:
+                raise ValueError(
+                    f"training.parameter_shards is {training.parameter_shards}; allowed: 1, since "
+                    "what links take is counted for exchanges of all chips"
+                )
             parts = training.accumulation_steps
             check_batch_size(mesh, training.batch_size, "training.batch_size", parts)
             value = mesh.size if field == DEVICES else value
             planned.append((topology, field, value, (model, training), mesh, limit))
-    return [
-        Case(topology, field, value, report)
-        for topology, field, value, one, mesh, limit in planned
-        for report in search([one], mesh, limit)[0]
-    ]
+    cases = []
+    for topology, field, value, one, mesh, limit in planned:
+        print(f"{topology}, {field} {value}", flush=True)
+        reports, fits = search([one], mesh, limit)
+        cases += [Case(topology, field, value, report) for report in reports if fits]
+    return cases
 
 
 def read_cases(paths: Sequence[str]) -> list[Case]:
@@ -171,7 +184,7 @@ def read_cases(paths: Sequence[str]) -> list[Case]:
                     report = fields.pop("report")
                     report["traffic"] = Traffic(**report["traffic"])
                     cases.append(Case(**fields, report=Report(**report)))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not what --json writes ({error})") from error
     return cases
 
@@ -220,6 +233,8 @@ def draw_costs(cases: Sequence[Case], path: str) -> None:
     for (field, group), times, memory in zip(groups.items(), *panels, strict=True):
         # Of a shape, its first side.
         values = [c.value[0] if isinstance(c.value, list | tuple) else c.value for c in group]
+        numbers = all(type(value) in (int, float) and value > 0 for value in values)
+        values = values if numbers else list(map(str, values))
         for name in group[0].limits():
             times.plot(values, [1e3 * c.limits()[name] for c in group], marker="o", label=name)
         for name in ("peak", "temporaries", "arguments"):
@@ -230,7 +245,7 @@ def draw_costs(cases: Sequence[Case], path: str) -> None:
         times.set(yscale="log", title=title)
         times.yaxis.set_major_formatter("{x:g}")
         memory.set(xlabel=field)
-        if not any(isinstance(value, str) for value in values):
+        if numbers:
             memory.set(xscale="log")
             memory.set_xticks(values, map(str, values))
             memory.set_xticks([], minor=True)
@@ -253,6 +268,8 @@ def main(argv: list[str]) -> None:
         else:
             varied = [parse_values(text) for text in options.vary]
             cases = compile_cases(options.config, options.topology, varied)
+        if not cases:
+            raise ValueError("there is nothing to show")
     except ValueError as error:
         raise SystemExit(f"costs: {error}") from error
     if options.json:

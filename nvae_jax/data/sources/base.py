@@ -80,19 +80,25 @@ class Decoded:
         return len(self.records)
 
     def __getitem__(self, index: int, /) -> np.ndarray:
-        try:
-            return self.read(self.records[index])
-        # Pillow and the storage libraries raise all kinds of exceptions for broken data.
-        except Exception as error:
-            raise ValueError(f"{self.records.describe(index)} cannot be read: {error}") from error
+        return self._read(index, self.read)
 
     def many(self, indices: list[int], /) -> list[np.ndarray]:
         """The images at `indices`."""
-        if isinstance(self.read, ImageReader):
-            many = getattr(self.records, "many", functools.partial(map, self.records.__getitem__))
-            with contextlib.suppress(Exception):  # One by one tells which one is broken.
-                return self.read.many(many(indices))
-        return [self[i] for i in indices]
+        reader = self.read
+        if not isinstance(reader, ImageReader) or reader.geometry is not None:
+            return [self[i] for i in indices]
+        records = getattr(self.records, "many", functools.partial(map, self.records.__getitem__))
+        with contextlib.suppress(Exception):
+            return reader.many(records(indices))
+        # One by one tells which one is broken; in the same way, for Pillow alone accepts more.
+        return [self._read(i, lambda record: reader.many([record])[0]) for i in indices]
+
+    def _read(self, index: int, read: Callable[[Any], np.ndarray]) -> np.ndarray:
+        try:
+            return read(self.records[index])
+        # Pillow and the storage libraries raise all kinds of exceptions for broken data.
+        except Exception as error:
+            raise ValueError(f"{self.records.describe(index)} cannot be read: {error}") from error
 
 
 def read_many(source: Source, indices: Iterable[int]) -> Sequence[np.ndarray]:
