@@ -94,11 +94,11 @@ def test_bound_of_a_linear_gaussian_model_converges_to_its_likelihood():
     counts = (1, 10, 100, 1000, 20_000)
     estimate = jax.jit(lambda: importance_weighted_bound(draw, counts, 64))()
     error = np.abs(np.asarray(exact - estimate.bounds)).mean(1)
-    assert (error[1:] < error[:-1]).all()
-    assert error[-1] < 0.01
-    means = np.asarray(estimate.bounds).mean(1)
-    assert (np.diff(means) > 0).all()  # rises with the draws
-    assert (estimate.bounds[-1] >= estimate.elbo).all()
+    assert (np.diff(error[:3]) < 0).all()
+    assert (error[2:] < 0.005).all()  # of which most is the scatter of 20,000 draws
+    # Every number of draws divides the next one: no bound falls, whatever the draws are.
+    assert (np.diff(estimate.bounds, axis=0) > -1e-5).all()
+    np.testing.assert_allclose(estimate.bounds[0], estimate.elbo, rtol=1e-5)
     np.testing.assert_allclose(estimate.means["z"], 0.4 * x, atol=0.02)
 
 
@@ -121,8 +121,9 @@ def test_draws_at_once_change_nothing():
         estimate = jit(importance_weighted_bound, static_argnums=(0, 1, 2))(draw, (2, 7), at_once)
         np.testing.assert_allclose(estimate.bounds[1], direct, rtol=1e-5)
         np.testing.assert_allclose(estimate.elbo, log_weights.mean(0), rtol=1e-5)
-        first = np.logaddexp.reduce(log_weights[:2]) - np.log(2)
-        np.testing.assert_allclose(estimate.bounds[0], first, rtol=1e-5)
+        # The three pairs of draws; the last draw has no partner.
+        pairs = np.logaddexp(log_weights[:6:2], log_weights[1:6:2]) - np.log(2)
+        np.testing.assert_allclose(estimate.bounds[0], pairs.mean(0), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("counts", "at_once"), [((), 1), ((0, 2), 1), ((3, 2), 1), ((2,), 0)])
@@ -147,7 +148,7 @@ def test_likelihood_of_images_is_that_of_the_model(variables):
     log_weights, log_px, kl = (
         np.stack(part) for part in zip(*map(one_draw, range(3)), strict=True)
     )
-    bounds = np.stack([log_weights[0], np.logaddexp.reduce(log_weights) - np.log(3)])
+    bounds = np.stack([log_weights.mean(0), np.logaddexp.reduce(log_weights) - np.log(3)])
     np.testing.assert_allclose(scores["bounds"], -bounds.T, rtol=1e-5)
     np.testing.assert_allclose(scores["reconstruction"], -log_px.mean(0), rtol=1e-5)
     np.testing.assert_allclose(scores["kl_per_channel"].sum(-1), kl.mean(0), rtol=1e-4)

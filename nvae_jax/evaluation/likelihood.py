@@ -98,8 +98,10 @@ def make_validation(
 class BoundEstimate:
     """Estimates of log p(x) from K importance weights, in nats.
 
-    bounds: (P, B) log of the mean weight of the first k draws, for each of P values of k.
-    elbo: (B,) mean log weight; no bound with k = K is below it.
+    bounds: (P, B) log of the mean weight of k draws, for each of P values of k: its mean over the
+      ⌊K / k⌋ groups of k draws in turn. Where each k is a multiple of the one before it and divides
+      K, they rise with k, whatever the draws are, from the ELBO on.
+    elbo: (B,) mean log weight; it is the bound with k = 1.
     means: means over the draws of what came along with the weights.
     """
 
@@ -113,7 +115,7 @@ def importance_weighted_bound(
 ) -> BoundEstimate:
     """The importance-weighted bound of Burda et al. (2016), with memory that K does not change.
 
-    The logarithm of the sum of weights is streamed: no more than `draws_at_once` weights an image
+    The logarithms of sums of weights are streamed: no more than `draws_at_once` weights an image
     exist at a time.
 
     Args:
@@ -131,28 +133,37 @@ def importance_weighted_bound(
             "from 1 on, and 1 or more"
         )
     numbers = jnp.arange(draws_at_once)
-    thresholds = jnp.asarray(counts)
+    sizes = jnp.asarray(counts)[:, None]  # of the groups, (P, 1)
+    total_draws = counts[-1]
+
+    def add_weight(groups: Any, weight: tuple[Array, Array]) -> tuple[Any, None]:
+        log_sum, total = groups  # of the weights of the group in progress; of complete groups
+        number, log_weight = weight
+        log_sum = jnp.logaddexp(log_sum, log_weight)
+        complete = ((number + 1) % sizes == 0) & (number < total_draws)
+        total = total + jnp.where(complete, log_sum - jnp.log(sizes), 0.0)
+        return (jnp.where(complete, -jnp.inf, log_sum), total), None
 
     def add(chunk: Array, carry: Any) -> Any:
-        log_sums, sums = carry
+        groups, sums = carry
         number = chunk * draws_at_once + numbers
         log_weights, others = draw(number)
-        counted = (number < thresholds[:, None])[..., None]  # (P, n, 1)
-        part = jax.nn.logsumexp(jnp.where(counted, log_weights, -jnp.inf), axis=1)
+        groups, _ = lax.scan(add_weight, groups, (number, log_weights))
 
         def masked_sum(total: Array, x: Array) -> Array:
-            mask = counted[-1].reshape(-1, *[1] * (x.ndim - 1))
+            mask = (number < total_draws).reshape(-1, *[1] * (x.ndim - 1))
             return total + jnp.where(mask, x, 0.0).sum(0)
 
-        return jnp.logaddexp(log_sums, part), jax.tree.map(masked_sum, sums, (log_weights, others))
+        return groups, jax.tree.map(masked_sum, sums, (log_weights, others))
 
     log_weights, others = jax.eval_shape(draw, numbers)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), (log_weights, others))
-    start = jnp.full((len(counts), *log_weights.shape[1:]), -jnp.inf, log_weights.dtype)
-    chunks = -(-counts[-1] // draws_at_once)
-    log_sums, sums = lax.fori_loop(0, chunks, add, (start, zeros))
-    elbo, means = jax.tree.map(lambda x: x / counts[-1], sums)
-    return BoundEstimate(log_sums - jnp.log(thresholds)[:, None], elbo, means)
+    empty = jnp.full((len(counts), *log_weights.shape[1:]), -jnp.inf, log_weights.dtype)
+    chunks = -(-total_draws // draws_at_once)
+    start = (empty, jnp.zeros_like(empty)), zeros
+    (_, totals), sums = lax.fori_loop(0, chunks, add, start)
+    elbo, means = jax.tree.map(lambda x: x / total_draws, sums)
+    return BoundEstimate(totals / (total_draws // sizes), elbo, means)
 
 
 def make_image_likelihood(
@@ -171,7 +182,7 @@ def make_image_likelihood(
 
     Returns: of the function: `reconstruction` (B,) and `kl_per_channel` (B, groups, Z), means over
       the draws whose sum is the NELBO; `bounds` (B, P), negated, upper bounds of -log p(x); and
-      `sampled_nelbo` (B,), which no bound with all draws exceeds.
+      `sampled_nelbo` (B,), which is the bound of one draw.
     """
     model = FoldedNVAE(config)
 
