@@ -180,7 +180,7 @@ def test_the_command_writes_a_run_to_go_on_with(golden, tmp_path, monkeypatch, c
         )
         # Exactly what the training loop restores.
         images = jax.ShapeDtypeStruct((2, *model.image_shape), np.float32)
-        init = functools.partial(init_state, model, make_optimizer(training, 9), jax.random.key(0))
+        init = functools.partial(init_state, model, make_optimizer(training, 9), np.uint32(0))
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),

@@ -139,7 +139,7 @@ IMPOSSIBLE = {
     "batch_size": [0],
     "accumulation_steps": [0],
     "parameter_shards": [0],
-    "seed": [-1],
+    "seed": [-1, 2**32],
     "learning_rate": [0.0, -1e-2],
     "min_learning_rate": [-1e-4, 2e-2],
     "warmup_epochs": [-1, 10],

@@ -105,6 +105,7 @@ def import_checkpoint(path: str | os.PathLike[str]) -> tuple[ConfigDict, TrainSt
     moments = import_optimizer_state(checkpoint.optimizer, model, checkpoint.state_dict)
     step = checkpoint.step if checkpoint.step is not None else moments["count"]
     state = TrainState(
+        seed=jnp.uint32(training.seed),
         step=jnp.int32(step),
         params=variables["params"],
         batch_stats=variables["batch_stats"],

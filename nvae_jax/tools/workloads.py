@@ -64,7 +64,7 @@ class Workload:
     def state(self) -> TrainState:
         """The state that the last update left."""
         if self._state is None:
-            self._state = self.program.init(self.batch)
+            self._state = self.program.init(self.batch, np.uint32(self.training.seed))
         return self._state
 
     @state.setter
@@ -171,7 +171,7 @@ def compilation(work: Workload) -> list[Row]:
     """Tracing and compiling of a run's start, with an empty persistent cache and a full one."""
     rows = []
     functions = {
-        "init": (work.program.init, (work.program.batch,)),
+        "init": (work.program.init, (work.program.batch, np.uint32(0))),
         "update": (work.program.update, (work.program.state, work.program.batch)),
     }
     with _fresh_cache():

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -174,7 +175,7 @@ def start_or_resume(
         return state
     init = compiled_together(program.init, "init")
     batches = _batches(dataset, training, LoadingConfig(), mesh, 0)
-    state = init(next(batches))
+    state = init(next(batches), np.uint32(training.seed))
     batches.close()
     count = sum(x.size for x in jax.tree.leaves(state.params))
     workdir.log(f"a new model of {count:,} parameters")

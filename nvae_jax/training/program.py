@@ -26,7 +26,7 @@ class Program:
     """A run's functions, jitted, and the shapes that they take.
 
     Attributes:
-      init: `batch → state`, a fresh one; the batch is a real one.
+      init: `(batch, seed) → state`, a fresh one; the batch is a real one, the seed () uint32.
       update: `(state, batch) → (state, metrics)`; takes the memory of the state that it is given.
       state: a `TrainState` of `jax.ShapeDtypeStruct`, with shardings.
       batch: a batch as the loader makes it, as `jax.ShapeDtypeStruct` with shardings: `image` uint8
@@ -67,28 +67,26 @@ def make_program(
     # Not the key of the steps' own draws.
     data_key_number = 2**31 - 1
 
-    def prepare(batch: Batch) -> Array:
+    def prepare(batch: Batch, seed: Array) -> Array:
         return prepare_train(
             batch["image"],
             batch["index"],
             batch["epoch"],
-            seed_key=jax.random.fold_in(jax.random.key(training.seed), data_key_number),
+            seed_key=jax.random.fold_in(jax.random.key(seed), data_key_number),
             binarize=binarize,
             flip=flip,
             num_bits=config.num_bits,
         )
 
-    def init(batch: Batch) -> TrainState:
-        # This kind of key, because XLA's CPU backend compiles its draws in half the time, and there
-        # are hundreds. It is no less random than initial values need.
-        key = jax.random.key(training.seed, impl="unsafe_rbg")
+    def init(batch: Batch, seed: Array) -> TrainState:
         optimizer = make_optimizer(training, steps_per_epoch)
-        return init_state(config, optimizer, key, prepare(batch), training.ema_decay is not None)
+        x = prepare(batch, seed)
+        return init_state(config, optimizer, seed, x, training.ema_decay is not None)
 
     train_step = make_train_step(config, training, steps_per_epoch, mesh)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        return train_step(state, prepare(batch))
+        return train_step(state, prepare(batch, state.seed))
 
     batch_size = training.batch_size
     shapes = {
@@ -101,10 +99,10 @@ def make_program(
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=on_batch)
         for name, (shape, dtype) in shapes.items()
     }
-    state = jax.eval_shape(init, batch)
+    state = jax.eval_shape(init, batch, jax.ShapeDtypeStruct((), jnp.uint32))
     on_state = state_sharding(mesh, state)
     return Program(
-        init=jax.jit(init, in_shardings=on_batch, out_shardings=on_state),
+        init=jax.jit(init, in_shardings=(on_batch, replicated(mesh)), out_shardings=on_state),
         update=jax.jit(
             update,
             in_shardings=(on_state, on_batch),

@@ -69,7 +69,8 @@ class TrainingConfig:
         for name in positive:
             value = getattr(self, name)
             self._require(name, value is None or value > 0, "a positive number")
-        for name in ("seed", "weight_decay", "min_learning_rate"):
+        self._require("seed", 0 <= self.seed < 2**32, "0 to 2**32 - 1")
+        for name in ("weight_decay", "min_learning_rate"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("kl_warmup", "kl_constant"):
             self._require(name, 0 <= getattr(self, name) <= 1, "0 to 1")

@@ -60,7 +60,7 @@ def make_train_step(
 
     x is (B, H, W, C) in [0, 1]. Under `jit` with a sharded batch, batch-norm statistics and the
     balancing of the KL are those of the global batch. Randomness depends on the seed and the step
-    alone. See `step_metrics` for the metrics.
+    alone, both of the state. See `step_metrics` for the metrics.
 
     With `training.accumulation_steps` = A, one update sees A parts of B / A images one after the
     other. Batch norm and the balancing of the KL work on a part; gradient, metrics and the change
@@ -79,7 +79,7 @@ def make_train_step(
     total_steps = training.epochs * steps_per_epoch
 
     def train_step(state: TrainState, x: Array) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.key(training.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         beta = kl_weight(state.step, total_steps, training.kl_warmup, training.kl_constant)
         regularization = regularization_weight(training, beta)
 
@@ -107,7 +107,9 @@ def make_train_step(
             "learning_rate": schedule(state.step),
             "gradient_norm": optax.tree.norm(gradient),
         }
-        new_state = TrainState(state.step + 1, params, batch_stats, opt_state, ema_params)
+        new_state = TrainState(
+            state.seed, state.step + 1, params, batch_stats, opt_state, ema_params
+        )
         return new_state, metrics
 
     return train_step
