@@ -44,7 +44,7 @@ class ImageReader:
         return add_border(np.asarray(image).reshape(*image.size[::-1], -1), self.border)
 
     def many(self, files: Iterable[File]) -> list[np.ndarray]:
-        """The same for many files, faster where they are small PNG files."""
+        """The same for many files, faster where they are plain PNG files."""
         if self.geometry is not None:
             return [self(file) for file in files]
         read = dataclasses.replace(self, border=0)

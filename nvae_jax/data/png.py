@@ -1,8 +1,8 @@
-"""Small PNG files, many at a time.
+"""Plain PNG files, small ones many at a time.
 
-Pillow spends most of its time with them on other things than pixels, and inflates row by row, which
-zlib does slowly for rows of less than 258 bytes. Here zlib inflates each file at once, and Pillow
-undoes the filters of many images as if they were a single one, the images below each other.
+Pillow inflates with zlib, row by row, and with small files spends most of its time on other things
+than pixels. Here ISA-L inflates each file at once, in half of zlib's time, and Pillow undoes the
+filters of many small images as if they were a single one, the images below each other.
 
 Source: Portable Network Graphics (PNG) Specification, Third Edition, W3C.
 """
@@ -15,20 +15,22 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+from isal import isal_zlib
 from PIL import Image
 
 _START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"
 _COLOURS = {"L": 0, "RGB": 2, "RGBA": 6}  # PNG's name for Pillow's
-_LARGEST = 2**14  # levels of an image; with larger ones there is less to gain, and memory to lose
-_TOGETHER = 32  # images, as many as a core's cache has room for
+_LARGEST = 2**20  # levels of an image; with larger ones there is memory to lose
+_TOGETHER = 2**17  # levels, as many as a core's cache has room for
 
 
 def read_together(
     files: Iterable[Any], mode: str, read: Callable[[Any], np.ndarray]
 ) -> list[np.ndarray]:
-    """Images, (H, W, C) uint8 each, of which small, plain PNG files are decoded together.
+    """Images, (H, W, C) uint8 each, of which plain PNG files are decoded here.
 
-    Plain are 8 bits, the wanted mode, no interlacing, and nothing but pixels in the file.
+    Plain are 8 bits, the wanted mode, no interlacing, nothing but pixels in the file, and no more
+    than 2^20 levels.
 
     Args:
       files: encoded images, or anything else that `read` takes.
@@ -36,25 +38,26 @@ def read_together(
       read: reads all others.
 
     Raises:
-      ValueError, OSError, zlib.error: a small, plain PNG file is broken.
+      ValueError, OSError, isal_zlib.error: a plain PNG file is broken.
     """
     images: dict[int, np.ndarray] = {}  # by place in `files`
-    small = collections.defaultdict(list)  # (height, width): (place, pixels)
+    sizes = collections.defaultdict(list)  # (height, width): (place, pixels)
     for place, file in enumerate(files):
         if plain := _parse(file, mode):
             size, pixels = plain
-            small[size].append((place, pixels))
+            sizes[size].append((place, pixels))
         else:
             images[place] = read(file)
-    for (height, width), members in small.items():
-        for i in range(0, len(members), _TOGETHER):
-            part = dict(members[i : i + _TOGETHER])
+    for (height, width), members in sizes.items():
+        together = max(1, _TOGETHER // (height * width * len(mode)))
+        for i in range(0, len(members), together):
+            part = dict(members[i : i + together])
             images |= zip(part, _decode(part.values(), mode, height, width), strict=True)
     return [images[place] for place in range(len(images))]
 
 
 def _parse(file: Any, mode: str) -> tuple[tuple[int, int], bytes] | None:
-    """Height and width of a small, plain PNG file, and its pixels, filtered and compressed."""
+    """Height and width of a plain PNG file, and its pixels, filtered and compressed."""
     size = _size(file[:33], mode) if isinstance(file, bytes) else None
     if size is None:
         return None
@@ -62,13 +65,13 @@ def _parse(file: Any, mode: str) -> tuple[tuple[int, int], bytes] | None:
     while file[place + 4 : place + 8] == b"IDAT":
         end = place + 8 + int.from_bytes(file[place : place + 4])
         parts.append(file[place + 8 : end])
-        place = end + 4  # The checksum is left to zlib, which has its own.
+        place = end + 4  # The checksum is left out: the pixels have their own.
     return (size, b"".join(parts)) if file[place + 4 : place + 8] == b"IEND" else None
 
 
 @functools.lru_cache(maxsize=128)
 def _size(header: bytes, mode: str) -> tuple[int, int] | None:
-    """Height and width, by the first 33 bytes of a file, if it may be a small, plain PNG file."""
+    """Height and width, by the first 33 bytes of a file, if it may be a plain PNG file."""
     if len(header) != 33 or not header.startswith(_START):
         return None
     width, height, *kind, checksum = struct.unpack_from(">IIBBBBBI", header, len(_START))
@@ -77,8 +80,8 @@ def _size(header: bytes, mode: str) -> tuple[int, int] | None:
 
 
 def _inflate(pixels: bytes, size: int) -> bytes:
-    """What zlib compressed, which has to be `size` bytes; it never takes much more memory."""
-    inflater = zlib.decompressobj()
+    """What was compressed, which has to be `size` bytes; it never takes much more memory."""
+    inflater = isal_zlib.decompressobj()
     inflated = inflater.decompress(pixels, size + 1)
     if len(inflated) != size or not inflater.eof:
         raise ValueError(f"there are not {size} bytes of pixels")
