@@ -21,7 +21,7 @@ from nvae_jax.evaluation.likelihood import make_validation
 from nvae_jax.evaluation.pictures import make_pictures
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.parallel import check_batch_size, make_mesh, replicated, shard_batch
-from nvae_jax.processes import Preemption, compiled_together, naming_the_dead
+from nvae_jax.processes import Preemption, compiled_ahead, compiled_together, naming_the_dead
 from nvae_jax.training.program import Program, make_program
 from nvae_jax.training.recorder import Recorder
 from nvae_jax.training.settings import TrainingConfig
@@ -125,6 +125,8 @@ def train(
         f"process(es); {model.total_groups} groups of latents, {model.latent_dimensions:,} "
         "dimensions"
     )
+    if workdir.latest_step() != total_steps:  # or there is nothing left to train
+        update = compiled_ahead(program.update, "update", program.state, program.batch)
     state = start_or_resume(workdir, program, dataset, training, mesh)
     step = int(state.step)
     workdir.truncate_metrics(step)
@@ -138,7 +140,6 @@ def train(
         validate=make_validation(model, dataset, eval_batch_size, mesh),
         draw=lambda variables: draw(jax.device_put(variables, replicated(mesh))),
     )
-    update = compiled_together(program.update, "update")
     first = step
     running: collections.deque[dict[str, jax.Array]] = collections.deque()
     loading = read_loading(config)
