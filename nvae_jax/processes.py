@@ -85,6 +85,8 @@ def compiled_together(function: Any, name: str) -> Callable[..., Any]:
 def compiled_ahead(function: Any, name: str, *shapes: Any) -> Callable[..., Any]:
     """As `compiled_together`, but compilation begins at once, in a thread of its own.
 
+    Its errors are raised by the first call. A program that ends before waits for the compiler.
+
     Args:
       function: of `jax.jit`.
       name: of the function, another one for every function of a run.

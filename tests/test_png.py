@@ -49,7 +49,7 @@ def by_pillow(file):
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
 def test_all_filters_in_all_orders_are_undone(mode):
     rng = np.random.default_rng(0)
-    sizes = [(5, 7), (32, 32), (1, 3), (8, 1), (90, 150)]
+    sizes = [(5, 7), (32, 32), (1, 3), (8, 1), (200, 250)]
     files = []
     for i in range(250):  # more than are decoded at once, of several sizes in turn
         height, width = sizes[i % len(sizes)]
@@ -106,6 +106,11 @@ def test_broken_pixels_are_an_error():
     broken[60] ^= 255
     with pytest.raises(isal_zlib.error):
         read_together([plain, bytes(broken)], "RGB", never)
+    sum_of_levels = plain.index(b"IEND") - 12  # the last four bytes of the compressed
+    wrong = bytearray(plain)
+    wrong[sum_of_levels] ^= 255
+    with pytest.raises(isal_zlib.error):
+        read_together([bytes(wrong)], "RGB", never)
     with pytest.raises((ValueError, OSError)):
         read_together([plain, make_png(rows, "RGB", filters=np.full(4, 9))], "RGB", never)
     header = struct.pack(">IIBBBBB", 4, 5, 8, 2, 0, 0, 0)  # a row more than there is

@@ -16,7 +16,7 @@ import pytest
 from tiny import RUN, STEPS, tiny_config
 
 from nvae_jax.parallel import make_mesh, state_sharding
-from nvae_jax.processes import connect
+from nvae_jax.processes import compiled_ahead, connect
 from nvae_jax.training.loop import read_config
 from nvae_jax.training.program import make_program
 from nvae_jax.workdir import Workdir
@@ -178,6 +178,35 @@ def test_checkpoint_of_two_processes_is_restored_anywhere(runs, unbroken_pair, d
     for path, value in values:
         name = "['params']" + jax.tree_util.keystr(path)
         np.testing.assert_array_equal(value, unbroken_pair[name])
+
+
+def test_a_function_compiled_ahead_is_the_function():
+    x = jax.ShapeDtypeStruct((3,), np.float32)
+    double = compiled_ahead(jax.jit(lambda x: 2 * x, donate_argnums=0), "double", x)
+    given = jax.numpy.arange(3.0)
+    np.testing.assert_array_equal(double(given), [0, 2, 4])
+    assert given.is_deleted()
+    np.testing.assert_array_equal(double(jax.numpy.ones(3)), [2, 2, 2])
+
+
+def test_what_fails_ahead_is_raised_by_the_call():
+    wrong = compiled_ahead(jax.jit(lambda x: x @ x), "wrong", jax.ShapeDtypeStruct((), np.float32))
+    with pytest.raises((TypeError, ValueError), match="matmul"):
+        wrong(np.float32(1))
+
+
+def test_runs_of_all_seeds_are_the_same_programs():
+    programs = []
+    for seed in (0, 1):
+        model, dataset, training = read_config(tiny_config(**{"training.seed": seed}))
+        mesh = make_mesh(jax.devices()[:1])
+        program = make_program(
+            model, training, 5, mesh, binarize=dataset.binarize, flip=dataset.flip
+        )
+        init = program.init.lower(program.batch, jax.ShapeDtypeStruct((), np.uint32))
+        update = program.update.lower(program.state, program.batch)
+        programs.append((init.as_text(), update.as_text()))
+    assert programs[0] == programs[1]
 
 
 def test_process_number_out_of_range_is_refused_by_name():

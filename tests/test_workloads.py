@@ -41,7 +41,7 @@ def test_compilation_is_measured_with_an_empty_cache_and_a_full_one():
     jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
     x = jax.ShapeDtypeStruct((3,), jnp.float32)
     program = types.SimpleNamespace(
-        init=jax.jit(lambda x: jnp.sin(x) * 3),
+        init=jax.jit(lambda x, seed: jnp.sin(x) * 3 + seed),
         update=jax.jit(lambda state, x: state + jnp.cos(x)),
         batch=x,
         state=x,

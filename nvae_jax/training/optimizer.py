@@ -65,6 +65,7 @@ def make_links(
     """What the optimiser is a chain of, the spectral regularisation first (NVAE, §3.2-3.3)."""
     clip = [] if config.gradient_clip is None else [optax.clip_by_global_norm(config.gradient_clip)]
     return [
+        # Not by the run's seed, which would be a constant of the program; any start will do.
         spectral_regularization(jax.random.key(0), mesh),
         batch_norm_regularization(),
         *clip,
