@@ -1,8 +1,8 @@
 """Plain PNG files, small ones many at a time.
 
 Pillow inflates row by row, and with small files spends most of its time on other things than
-pixels. Here ISA-L inflates each file at once, in half of the time that zlib takes, and Pillow undoes
-the filters of many small images as if they were a single one, the images below each other.
+pixels. Here ISA-L inflates each file at once, in half of the time that zlib takes. Then Pillow
+undoes the filters of many small images as if they were a single one, the images below each other.
 
 Source: Portable Network Graphics (PNG) Specification, Third Edition, W3C.
 """
