@@ -193,6 +193,21 @@ def test_squeeze_excite_has_at_least_four_hidden_units():
         chex.assert_shape(shapes["squeeze"]["kernel"], (channels, hidden))
 
 
+def test_squeeze_excite_sums_its_gradient_in_float32():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.uniform(size=(2, 32, 32, 16)), jnp.bfloat16)
+    params = SqueezeExcite().init(jax.random.key(0), x)
+
+    @jit
+    def gradient(params, x):
+        return jax.grad(lambda p: SqueezeExcite().apply(p, x).astype(jnp.float32).sum())(params)
+
+    # A thousand pixels of one sign, which a sum in bfloat16 would not carry.
+    low, high = gradient(params, x), gradient(params, x.astype(jnp.float32))
+    for a, b in zip(jax.tree.leaves(low), jax.tree.leaves(high), strict=True):
+        assert np.linalg.norm(a - b) <= 5e-3 * np.linalg.norm(b)
+
+
 def test_dense_layers_start_uniform_within_their_fan_in():
     params = jit(SqueezeExcite().init)(jax.random.key(0), jnp.zeros((1, 2, 2, 256)))["params"]
     for name, fan_in in [("squeeze", 256), ("excite", 16)]:

@@ -171,3 +171,18 @@ def test_bfloat16_activations_with_float32_parameters():
     assert y.dtype == jnp.bfloat16
     expected = Conv(8, 3).apply(variables, x)
     goldens.assert_close(y.astype(np.float32), expected, 0.02)
+
+
+def test_bfloat16_sums_the_gradient_of_a_bias_in_float32():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(8, 16, 16, 4)).astype(np.float32)
+    conv = Conv(3, dtype=jnp.bfloat16)
+    # Two thousand of one sign, which a sum in bfloat16 would not carry.
+    weights = jnp.asarray(rng.uniform(size=(8, 16, 16, 3)), jnp.bfloat16)
+
+    @jax.jit
+    def gradient(variables, x, weights):
+        return jax.grad(lambda v: (conv.apply(v, x) * weights).astype(jnp.float32).sum())(variables)
+
+    bias = gradient(random_params(conv, x), x, weights)["params"]["bias"]
+    np.testing.assert_allclose(bias, np.asarray(weights, np.float64).sum((0, 1, 2)), rtol=1e-4)

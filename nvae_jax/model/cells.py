@@ -136,21 +136,19 @@ OPERATIONS: dict[str, Callable[..., nn.Module]] = {
 class SqueezeExcite(nn.Module):
     """Scales channels by a gate computed from their means (Hu et al., 2018)."""
 
-    dtype: Any = jnp.float32
-
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """(B, H, W, C) → (B, H, W, C)."""
+        """(B, H, W, C) → (B, H, W, C). The gate, and sums for its gradient, are in float32."""
         channels = x.shape[-1]
         hidden = max(channels // 16, 4)
-        gate = x.astype(jnp.float32).mean((1, 2)).astype(self.dtype)
+        gate = x.astype(jnp.float32).mean((1, 2))
         gate = nn.relu(self._dense(channels, hidden, "squeeze")(gate))
         gate = nn.sigmoid(self._dense(hidden, channels, "excite")(gate))
-        return x * gate[:, None, None, :]
+        return (x * gate[:, None, None, :]).astype(x.dtype)
 
     def _dense(self, inputs: int, outputs: int, name: str) -> nn.Dense:
         init = uniform_fan_in(inputs)
-        return nn.Dense(outputs, dtype=self.dtype, kernel_init=init, bias_init=init, name=name)
+        return nn.Dense(outputs, kernel_init=init, bias_init=init, name=name)
 
 
 class Skip(nn.Module):
@@ -201,7 +199,7 @@ class Cell(nn.Module):
             resize = self.resize if i == 0 else "same"
             y = make(features=features, resize=resize, dtype=self.dtype, name=f"op_{i}")(y, train)
         if self.squeeze_excite:
-            y = SqueezeExcite(self.dtype, name="squeeze_excite")(y)
+            y = SqueezeExcite(name="squeeze_excite")(y)
         if self.resize != "same":
             skip = Skip(features, self.resize, self.dtype, name="skip")(x)
         return skip + 0.1 * y

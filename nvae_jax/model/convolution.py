@@ -92,7 +92,8 @@ class Conv(nn.Module):
         """The layer with another kernel (H, W, I, O), zero where it is masked, and bias (O,)."""
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         y = self._convolve(x, kernel, self.kernel_mask(kernel.shape))
-        return y if bias is None else y + bias.astype(y.dtype)
+        # In float32, because its gradient is a sum over all pixels of a batch.
+        return y if bias is None else (y + bias).astype(y.dtype)
 
     def _convolve(self, x: Array, kernel: Array, mask: np.ndarray | None) -> Array:
         if self.groups == x.shape[-1] == self.features and self.dilation == 1:

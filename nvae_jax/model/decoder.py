@@ -169,7 +169,7 @@ class Decoder(nn.Module):
             # A plain VAE starts from its latents alone; the parameter is there, unused, because
             # the original's checkpoints hold it.
             prior_features = prior_features[..., :0]
-        h = jnp.broadcast_to(prior_features.astype(dtype), (num_images, *prior_features.shape))
+        h = jnp.broadcast_to(prior_features, (num_images, *prior_features.shape)).astype(dtype)
 
         def inputs(start: int, stop: int, tap: Array | None) -> GroupInputs:
             def some(values: Any) -> Any:

@@ -91,7 +91,7 @@ def operations(config: ModelConfig, batch_size: int) -> list[Operation]:
         inside, hidden, outer = place.decoder_channels, place.hidden, place.encoder_channels
         x, wide = of(*pixels, inside), of(*pixels, hidden)
         vector = _shape("float32", hidden)
-        gate = SqueezeExcite(jnp.dtype(config.dtype))
+        gate = SqueezeExcite()
         gate_parameters = jax.eval_shape(gate.init, jax.random.key(0), x)
         arguments: dict[str, tuple[tuple[Any, ...], Mapping[str, Formulation]]] = {
             f"depthwise 5x5, {hidden}": ((wide, of(5, 5, 1, hidden)), DEPTHWISE),
