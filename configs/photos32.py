@@ -1,7 +1,7 @@
 """Crops of photographs at 32×32: a colour model that a laptop trains.
 
 Command: python -m nvae_jax.main --config configs/photos32.py --workdir runs/photos32
-Hardware and time: 22 minutes on one CPU core.
+Hardware and time: 22 minutes on one CPU core, and 6 GB of memory.
 Result: 3.492 and 3.525 bits/dim with two seeds.
 """
 
