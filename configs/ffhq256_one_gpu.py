@@ -2,8 +2,8 @@
 
 Data: python -m nvae_jax.main --config configs/ffhq256_one_gpu.py --mode prepare
 Command: python -m nvae_jax.main --config configs/ffhq256_one_gpu.py --workdir DIR
-Hardware and time: one GPU of 16 GB or more; it sees 6 images at a time, as each of the 8 V100s did
-that this model was trained on.
+Hardware and time: one GPU, which sees 6 images at a time, as each of the 8 V100s did that this
+model was trained on.
 Memory: 8.1 GiB by the TPU compiler's count for one chip, with groups recomputed (nvae_jax.tools.aot
 with --topology v5p:1x1x1 and JAX_OPTIMIZATION_LEVEL=O0).
 Result: 0.70 bits/dim, as ffhq256_24ch.
