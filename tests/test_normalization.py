@@ -3,12 +3,19 @@
 import re
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvae_jax.model.normalization import STATISTICS, BatchNorm, _one_pass, _two_passes
+from nvae_jax.model.normalization import (
+    STATISTICS,
+    BatchNorm,
+    _one_pass,
+    _two_passes,
+    identity,
+)
 from nvae_jax.parallel import batch_sharding, make_mesh, replicated
 
 
@@ -52,15 +59,17 @@ def test_training_normalises_by_the_biased_variance_and_keeps_the_unbiased_one()
     np.testing.assert_allclose(after["var"], 0.95 * before["var"] + 0.05 * unbiased, rtol=1e-5)
 
 
-def test_gradients_agree_with_automatic_differentiation():
+@pytest.mark.parametrize("activation", [identity, nn.swish, nn.elu])
+def test_gradients_agree_with_automatic_differentiation(activation):
     x, variables = make()
     cotangent = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
 
     def plain(params, x):
-        return normalize(x, {"params": params}, x.mean((0, 1, 2)), x.var((0, 1, 2)))
+        moments = x.mean((0, 1, 2)), x.var((0, 1, 2))
+        return activation(normalize(x, {"params": params}, *moments))
 
     def ours(params, x):
-        return BatchNorm().apply({**variables, "params": params}, x, True)
+        return BatchNorm(activation).apply({**variables, "params": params}, x, True)
 
     @jax.jit
     def gradients(params, x):
@@ -68,6 +77,12 @@ def test_gradients_agree_with_automatic_differentiation():
 
     actual, expected = gradients(variables["params"], x)
     chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_backward_pass_keeps_the_input_alone():
+    x, variables = make()
+    _, vjp = jax.vjp(lambda x: BatchNorm(nn.swish).apply(variables, x, True), jnp.asarray(x))
+    assert [kept.shape for kept in jax.tree.leaves(vjp) if kept.size == x.size] == [x.shape]
 
 
 def test_copies_count_every_value_more_than_once():
@@ -88,8 +103,8 @@ def test_variables_are_left_as_they_are():
 def test_evaluation_uses_the_running_statistics_alone():
     x, variables = make()
     stats = variables["batch_stats"]
-    y, updated = BatchNorm().apply(variables, x, False, mutable=["batch_stats"])
-    expected = normalize(x, variables, stats["mean"], stats["var"])
+    y, updated = BatchNorm(nn.swish).apply(variables, x, False, mutable=["batch_stats"])
+    expected = nn.swish(normalize(x, variables, stats["mean"], stats["var"]))
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
     chex.assert_trees_all_equal(updated["batch_stats"], stats)
 
@@ -133,6 +148,13 @@ def test_bfloat16_is_normalised_in_float32():
     expected, exact = train(variables, x.astype(jnp.bfloat16).astype(np.float32))
     np.testing.assert_allclose(y.astype(np.float32), expected, rtol=1e-2, atol=1e-2)
     chex.assert_trees_all_close(updated, exact, rtol=1e-6)
+
+
+def test_bfloat16_is_activated_in_float32():
+    x, variables = make((8, 16, 16, 4))
+    y = BatchNorm(nn.swish).apply(variables, x.astype(jnp.bfloat16), True)
+    wide = BatchNorm(nn.swish).apply(variables, x.astype(jnp.bfloat16).astype(np.float32), True)
+    chex.assert_trees_all_close(y, wide.astype(jnp.bfloat16), rtol=1e-6)
 
 
 @pytest.mark.parametrize("away", [0.0, 3.0])

@@ -57,8 +57,9 @@ class ResidualConv(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         """(B, H, W, C) → (B, H', W', features)."""
         if self.batch_norm:
-            x = BatchNorm(name="norm")(x, train)
-        x = self.activation(x)
+            x = BatchNorm(self.activation, name="norm")(x, train)
+        else:
+            x = self.activation(x)
         if self.resize == "up":
             x = upsample_nearest(x)
         return Conv(
@@ -94,7 +95,7 @@ class InvertedResidual(nn.Module):
         copies = 4 if self.resize == "up" else 1
         x = BatchNorm(name="norm_in")(x, train, copies)
         x = Conv(hidden, **plain, name="expand")(x)
-        x = nn.swish(BatchNorm(name="norm_expand")(x, train, copies))
+        x = BatchNorm(nn.swish, name="norm_expand")(x, train, copies)
         if self.resize == "up":
             x = upsample_nearest(x)
         x = Conv(
@@ -105,7 +106,7 @@ class InvertedResidual(nn.Module):
             **plain,
             name="spatial",
         )(x)
-        x = nn.swish(BatchNorm(name="norm_spatial")(x, train))
+        x = BatchNorm(nn.swish, name="norm_spatial")(x, train)
         x = Conv(self.features, **plain, name="project")(x)
         return BatchNorm(name="norm_out")(x, train)
 

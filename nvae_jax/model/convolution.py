@@ -100,7 +100,8 @@ class Conv(nn.Module):
             taps = None if mask is None else _taps(mask)
             return depthwise_conv(x, kernel, self.stride, taps)
         if self.kernel_size == 1 and self.groups == 1 and self.stride == 1:
-            return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
+            flat = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+            return flat.reshape(*x.shape[:-1], -1)
         pad = self.dilation * (self.kernel_size // 2)
         return lax.conv_general_dilated(
             x,

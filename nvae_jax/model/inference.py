@@ -54,7 +54,7 @@ def _apply_folded(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
             if train:
                 raise ValueError("train is True; a folded model has no statistics of a batch")
             if not layer.has_variable("params", "scale"):
-                return args[0]
+                return layer.activation(args[0])
     return call(*args, **kwargs)
 
 

@@ -1,5 +1,8 @@
 """Batch normalisation."""
 
+import functools
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,35 +13,44 @@ EPSILON = 1e-5
 NEW_WEIGHT = 0.05  # of a batch's statistics in the running average
 STATISTICS = "batch_statistics"  # their name to checkpoint policies
 
+Activation = Callable[[Array], Array]
 
-@jax.custom_vjp
+
+def identity(x: Array) -> Array:
+    """No activation."""
+    return x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def normalize_by_batch(
-    x: Array, scale: Array, bias: Array, near_mean: Array
+    x: Array, scale: Array, bias: Array, near_mean: Array, activation: Activation = identity
 ) -> tuple[Array, Array, Array]:
-    """Normalises channels by the batch's own statistics, in float32.
+    """Normalises channels by the batch's own statistics and activates them, in float32.
 
     The gradient is written out because it needs two sums over the batch where automatic
-    differentiation makes five. The statistics that are returned carry no gradient.
+    differentiation makes five, and nothing but `x` from the forward pass. The statistics that are
+    returned carry no gradient.
 
     Args:
       x: (B, H, W, C).
       scale: (C,).
       bias: (C,).
       near_mean: (C,), what the mean is expected to be near to; only rounding depends on it.
+      activation: of each value by itself.
 
-    Returns: the normalised x in its dtype, mean (C,), and biased variance (C,).
+    Returns: the activated x in its dtype, mean (C,), and biased variance (C,).
     """
-    return _normalize_by_batch(x, scale, bias, near_mean)[0]
+    return _normalize_by_batch(x, scale, bias, near_mean, activation)[0]
 
 
-def _normalize_by_batch(x, scale, bias, near_mean):
+def _normalize_by_batch(x, scale, bias, near_mean, activation):
     x32 = x.astype(jnp.float32)
     mean, var = checkpoint_name(
         lax.platform_dependent(x32, near_mean, cpu=_two_passes, default=_one_pass), STATISTICS
     )
     inverse_std = lax.rsqrt(var + EPSILON)
-    y = ((x32 - mean) * (scale * inverse_std) + bias).astype(x.dtype)
-    return (y, mean, var), (x, scale, mean, inverse_std)
+    y = activation((x32 - mean) * (scale * inverse_std) + bias).astype(x.dtype)
+    return (y, mean, var), (x, scale, bias, mean, inverse_std)
 
 
 def _two_passes(x, near_mean):
@@ -59,16 +71,20 @@ def _one_pass(x, near_mean):
     return near_mean + mean, jnp.maximum(var, 0.0)
 
 
-def _normalize_by_batch_gradient(residuals, gradients):
-    x, scale, mean, inverse_std = residuals
-    g = gradients[0].astype(jnp.float32)
-    standardized = (x.astype(jnp.float32) - mean) * inverse_std
+def _normalize_by_batch_gradient(activation, residuals, gradients):
+    x, scale, bias, mean, inverse_std = residuals
+    # The barrier keeps the compiler from storing the activation's parts in the forward pass to save
+    # computing them again: memory is slower.
+    factor, shift = lax.optimization_barrier((scale * inverse_std, bias))
+    centred = x.astype(jnp.float32) - mean
+    _, activation_vjp = jax.vjp(activation, centred * factor + shift)
+    (g,) = activation_vjp(gradients[0].astype(jnp.float32))
     bias_gradient = g.sum((0, 1, 2))
-    scale_gradient = (g * standardized).sum((0, 1, 2))
+    scale_gradient = (g * centred).sum((0, 1, 2)) * inverse_std
     count = x.size // x.shape[-1]
-    centred = g - bias_gradient / count - standardized * (scale_gradient / count)
-    dx = (scale * inverse_std * centred).astype(x.dtype)
-    return dx, scale_gradient, bias_gradient, jnp.zeros_like(mean)
+    slope = inverse_std * scale_gradient / count
+    dx = factor * (g - bias_gradient / count - centred * slope)
+    return dx.astype(x.dtype), scale_gradient, bias_gradient, jnp.zeros_like(mean)
 
 
 normalize_by_batch.defvjp(_normalize_by_batch, _normalize_by_batch_gradient)
@@ -77,14 +93,16 @@ normalize_by_batch.defvjp(_normalize_by_batch, _normalize_by_batch_gradient)
 class BatchNorm(nn.Module):
     """Normalises channels over batch and space, in float32 (NVAE, §3.1 and appendix A).
 
-    Under `jit` over a sharded batch the statistics are those of the global batch. The biased
+    An activation may follow, which then is part of the same passes over memory. Under `jit` over a sharded batch the statistics are those of the global batch. The biased
     variance normalises and the unbiased one enters the running variance. Running statistics change
     only when `train` is set and the collection `batch_stats` is mutable.
     """
 
+    activation: Activation = identity
+
     @nn.compact
     def __call__(self, x: Array, train: bool, copies: int = 1) -> Array:
-        """Normalises `x`.
+        """Normalises and activates `x`.
 
         Args:
           x: (B, H, W, C).
@@ -101,8 +119,9 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
         if not train:
             factor = scale * lax.rsqrt(running_var.value + EPSILON)
-            return ((x.astype(jnp.float32) - running_mean.value) * factor + bias).astype(x.dtype)
-        y, mean, var = normalize_by_batch(x, scale, bias, running_mean.value)
+            y = (x.astype(jnp.float32) - running_mean.value) * factor + bias
+            return self.activation(y).astype(x.dtype)
+        y, mean, var = normalize_by_batch(x, scale, bias, running_mean.value, self.activation)
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
             count = copies * x.size // channels
             unbiased = var * (count / (count - 1))
