@@ -93,9 +93,10 @@ normalize_by_batch.defvjp(_normalize_by_batch, _normalize_by_batch_gradient)
 class BatchNorm(nn.Module):
     """Normalises channels over batch and space, in float32 (NVAE, §3.1 and appendix A).
 
-    An activation may follow, which then is part of the same passes over memory. Under `jit` over a sharded batch the statistics are those of the global batch. The biased
-    variance normalises and the unbiased one enters the running variance. Running statistics change
-    only when `train` is set and the collection `batch_stats` is mutable.
+    An activation may follow, in the same passes over memory. Under `jit` over a sharded batch the
+    statistics are those of the global batch. The biased variance normalises and the unbiased one
+    enters the running variance. Running statistics change only when `train` is set and the
+    collection `batch_stats` is mutable.
     """
 
     activation: Activation = identity
