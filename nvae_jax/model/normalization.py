@@ -78,7 +78,10 @@ def _normalize_by_batch_gradient(activation, residuals, gradients):
     factor, shift = lax.optimization_barrier((scale * inverse_std, bias))
     centred = x.astype(jnp.float32) - mean
     _, activation_vjp = jax.vjp(activation, centred * factor + shift)
-    (g,) = activation_vjp(gradients[0].astype(jnp.float32))
+    # In the dtype of x, so that accelerators write and read half as much in bfloat16.
+    _, activation_vjp = jax.vjp(activation, (centred * factor + shift).astype(x.dtype))
+    (g,) = activation_vjp(gradients[0])
+    g = g.astype(jnp.float32)
     bias_gradient = g.sum((0, 1, 2))
     scale_gradient = (g * centred).sum((0, 1, 2)) * inverse_std
     count = x.size // x.shape[-1]
