@@ -49,6 +49,14 @@ def effective_kernel(weights: Any, mask: np.ndarray | None = None) -> Array:
     return gain * kernel / (kernel_norm(kernel) + 1e-5)
 
 
+def pointwise_conv(x: Array, kernel: Array) -> Array:
+    """1×1 convolution: (B, H, W, I) and (1, 1, I, O) → (B, H, W, O)."""
+    # Over flattened pixels: else XLA's CPU backend transposes the gradient of the output, to
+    # multiply it with x for the gradient of the kernel.
+    y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+    return y.reshape(*x.shape[:-1], -1)
+
+
 class Conv(nn.Module):
     """Convolution with an odd square kernel, by default weight-normalised and with a bias.
 
@@ -100,8 +108,7 @@ class Conv(nn.Module):
             taps = None if mask is None else _taps(mask)
             return depthwise_conv(x, kernel, self.stride, taps)
         if self.kernel_size == 1 and self.groups == 1 and self.stride == 1:
-            flat = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
-            return flat.reshape(*x.shape[:-1], -1)
+            return pointwise_conv(x, kernel)
         pad = self.dilation * (self.kernel_size // 2)
         return lax.conv_general_dilated(
             x,

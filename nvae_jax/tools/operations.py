@@ -19,6 +19,7 @@ from jax import lax
 
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.cells import SqueezeExcite
+from nvae_jax.model.convolution import pointwise_conv
 from nvae_jax.model.depthwise import FORMULATIONS
 from nvae_jax.model.normalization import EPSILON, BatchNorm
 from nvae_jax.tools.flops import count_flops
@@ -129,15 +130,10 @@ def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
 
 
-def _multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
-
-
 def _normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
     statistics = {"mean": jnp.zeros_like(bias), "var": jnp.ones_like(scale)}
     variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": statistics}
-    y: Any = BatchNorm().apply(variables, x, True)
-    return nn.swish(y)
+    return BatchNorm(nn.swish).apply(variables, x, True)
 
 
 def _normalize_plainly(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
@@ -152,7 +148,7 @@ DEPTHWISE: dict[str, Formulation] = {
     for name, (forward, gradients) in FORMULATIONS.items()
 }
 CONVOLUTION = {"convolution": _automatic(_convolve)}
-POINTWISE = {"matrix product": _automatic(_multiply), "convolution": _automatic(_convolve)}
+POINTWISE = {"matrix product": _automatic(pointwise_conv), "convolution": _automatic(_convolve)}
 NORMALIZATION = {
     "as in the model": _automatic(_normalize),
     "gradient derived by JAX": _automatic(_normalize_plainly),
