@@ -77,7 +77,6 @@ def _normalize_by_batch_gradient(activation, residuals, gradients):
     # computing them again: memory is slower.
     factor, shift = lax.optimization_barrier((scale * inverse_std, bias))
     centred = x.astype(jnp.float32) - mean
-    _, activation_vjp = jax.vjp(activation, centred * factor + shift)
     # In the dtype of x, so that accelerators write and read half as much in bfloat16.
     _, activation_vjp = jax.vjp(activation, (centred * factor + shift).astype(x.dtype))
     (g,) = activation_vjp(gradients[0])
