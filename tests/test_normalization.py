@@ -9,13 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvae_jax.model.normalization import (
-    STATISTICS,
-    BatchNorm,
-    _one_pass,
-    _two_passes,
-    identity,
-)
+from nvae_jax.model.normalization import STATISTICS, BatchNorm, _one_pass, _two_passes
 from nvae_jax.parallel import batch_sharding, make_mesh, replicated
 
 
@@ -59,7 +53,7 @@ def test_training_normalises_by_the_biased_variance_and_keeps_the_unbiased_one()
     np.testing.assert_allclose(after["var"], 0.95 * before["var"] + 0.05 * unbiased, rtol=1e-5)
 
 
-@pytest.mark.parametrize("activation", [identity, nn.swish, nn.elu])
+@pytest.mark.parametrize("activation", [jax.nn.identity, nn.swish, nn.elu])
 def test_gradients_agree_with_automatic_differentiation(activation):
     x, variables = make()
     cotangent = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)

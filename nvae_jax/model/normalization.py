@@ -16,20 +16,15 @@ STATISTICS = "batch_statistics"  # their name to checkpoint policies
 Activation = Callable[[Array], Array]
 
 
-def identity(x: Array) -> Array:
-    """No activation."""
-    return x
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def normalize_by_batch(
-    x: Array, scale: Array, bias: Array, near_mean: Array, activation: Activation = identity
+    x: Array, scale: Array, bias: Array, near_mean: Array, activation: Activation = jax.nn.identity
 ) -> tuple[Array, Array, Array]:
     """Normalises channels by the batch's own statistics and activates them, in float32.
 
     The gradient is written out because it needs two sums over the batch where automatic
-    differentiation makes five, and nothing but `x` from the forward pass. The statistics that are
-    returned carry no gradient.
+    differentiation makes five, and no array of the size of `x` from the forward pass but `x`
+    itself. The statistics that are returned carry no gradient.
 
     Args:
       x: (B, H, W, C).
@@ -101,7 +96,7 @@ class BatchNorm(nn.Module):
     collection `batch_stats` is mutable.
     """
 
-    activation: Activation = identity
+    activation: Activation = jax.nn.identity
 
     @nn.compact
     def __call__(self, x: Array, train: bool, copies: int = 1) -> Array:
