@@ -7,9 +7,13 @@ It exits with 0 when all is done, or when SIGTERM asked it to stop and the run w
 if it refuses what it was asked for; and with another code if something went wrong.
 """
 
+import signal
+
 from nvae_jax.memory import keep_freed_memory
 
 if __name__ == "__main__":  # not in processes that read data
+    # Kept for `main`, which knows what to do: the imports below take seconds.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     keep_freed_memory()  # before the imports below start threads
 
 import sys
@@ -77,6 +81,7 @@ def main(argv: list[str]) -> None:
     """Does what the flags say."""
     del argv
     preemption = Preemption() if _MODE.value == "train" else None
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     logging.set_verbosity(logging.WARNING)
     keep_compiled_programs()
     try:

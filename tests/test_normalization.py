@@ -73,10 +73,12 @@ def test_gradients_agree_with_automatic_differentiation(activation):
     chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_backward_pass_keeps_the_input_alone():
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_backward_pass_keeps_the_input_alone(dtype):
     x, variables = make()
-    _, vjp = jax.vjp(lambda x: BatchNorm(nn.swish).apply(variables, x, True), jnp.asarray(x))
-    assert [kept.shape for kept in jax.tree.leaves(vjp) if kept.size == x.size] == [x.shape]
+    _, vjp = jax.vjp(lambda x: BatchNorm(nn.swish).apply(variables, x, True), x.astype(dtype))
+    (kept,) = [kept for kept in jax.tree.leaves(vjp) if kept.size == x.size]
+    assert (kept.shape, kept.dtype) == (x.shape, dtype)
 
 
 def test_copies_count_every_value_more_than_once():
@@ -149,6 +151,24 @@ def test_bfloat16_is_activated_in_float32():
     y = BatchNorm(nn.swish).apply(variables, x.astype(jnp.bfloat16), True)
     wide = BatchNorm(nn.swish).apply(variables, x.astype(jnp.bfloat16).astype(np.float32), True)
     chex.assert_trees_all_close(y, wide.astype(jnp.bfloat16), rtol=1e-6)
+
+
+def test_gradients_in_bfloat16_are_those_of_float32_rounded():
+    x, variables = make((8, 16, 16, 4))
+    cotangent = jnp.asarray(np.random.default_rng(1).normal(size=x.shape), jnp.bfloat16)
+    x = jnp.asarray(x, jnp.bfloat16)
+
+    def gradients(dtype):
+        def layer(params, x):
+            return BatchNorm(nn.swish).apply({**variables, "params": params}, x, True)
+
+        _, vjp = jax.vjp(layer, variables["params"], x.astype(dtype))
+        return vjp(cotangent.astype(dtype))
+
+    rounded, exact = gradients(jnp.bfloat16), gradients(jnp.float32)
+    assert rounded[1].dtype == jnp.bfloat16
+    for ours, expected in zip(jax.tree.leaves(rounded), jax.tree.leaves(exact), strict=True):
+        assert jnp.linalg.norm(ours - expected) < 1e-2 * jnp.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("away", [0.0, 3.0])

@@ -58,6 +58,16 @@ class Scale:
     decoder_channels: int
 
 
+_LEAST = {
+    4: ("encoder_channels", "decoder_channels"),
+    1: (
+        *("num_scales", "num_groups", "min_groups", "num_latents", "num_mixtures"),
+        *("preprocess_cells", "postprocess_cells"),
+    ),
+    0: ("encoder_cells", "decoder_cells", "num_blocks", "num_flows", "border"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Everything that decides the network and its likelihood (NVAE, §3 and appendix A).
@@ -111,14 +121,9 @@ class ModelConfig:
                 self._refuse(field.name, f"one of {', '.join(allowed)}")
         if self.architecture not in ARCHITECTURES:
             self._refuse("architecture", f"one of {', '.join(ARCHITECTURES)}")
-        for name in ("num_scales", "num_groups", "min_groups", "num_latents", "num_mixtures"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("encoder_channels", "decoder_channels"):
-            self._require(name, getattr(self, name) >= 4, "at least 4")
-        for name in ("preprocess_cells", "postprocess_cells"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("encoder_cells", "decoder_cells", "num_blocks", "num_flows", "border"):
-            self._require(name, getattr(self, name) >= 0, "at least 0")
+        for least, names in _LEAST.items():
+            for name in names:
+                self._require(name, getattr(self, name) >= least, f"at least {least}")
         self._require("num_bits", 1 <= self.num_bits <= 8, "1 to 8")
         self._check_image_shape()
         if self.one_group:

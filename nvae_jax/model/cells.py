@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from nvae_jax.model.convolution import Conv, uniform_fan_in
-from nvae_jax.model.normalization import BatchNorm
+from nvae_jax.model.normalization import Activation, BatchNorm
 
 Resize = Literal["same", "down", "up"]
 
@@ -48,7 +48,7 @@ class ResidualConv(nn.Module):
 
     features: int
     resize: Resize
-    activation: Callable[[Array], Array] = nn.swish
+    activation: Activation = nn.swish
     batch_norm: bool = True
     dilation: int = 1
     dtype: Any = jnp.float32
@@ -90,7 +90,7 @@ class InvertedResidual(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """(B, H, W, C) → (B, H', W', features)."""
-        hidden = round(self.expansion * x.shape[-1])
+        hidden = self.expansion * x.shape[-1]
         plain = {"weight_norm": False, "use_bias": False, "dtype": self.dtype}
         copies = 4 if self.resize == "up" else 1
         x = BatchNorm(name="norm_in")(x, train, copies)

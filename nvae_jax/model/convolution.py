@@ -54,7 +54,7 @@ def pointwise_conv(x: Array, kernel: Array) -> Array:
     # Over flattened pixels: else XLA's CPU backend transposes the gradient of the output, to
     # multiply it with x for the gradient of the kernel.
     y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
-    return y.reshape(*x.shape[:-1], -1)
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 class Conv(nn.Module):

@@ -149,16 +149,12 @@ class LogisticMixture:
             official_bins=official_bins,
         )
 
-    def _dependence(self, coefficients: Array, channel: int, earlier: list[Array]) -> Array | float:
-        first = channel * (channel - 1) // 2
-        return sum((coefficients[..., first + j, :] * x for j, x in enumerate(earlier)), start=0.0)
-
     def log_prob(self, x: Array) -> Array:
         """x: (B, H, W, C) in [0, 1], on the levels → (B, H, W) nats."""
         x = 2.0 * x - 1.0
         channels = [x[..., i, None] for i in range(x.shape[-1])]
         means = [
-            self.means[..., i, :] + self._dependence(self.coefficients, i, channels[:i])
+            self.means[..., i, :] + _dependence(self.coefficients, i, channels[:i])
             for i in range(len(channels))
         ]
         bins = _official_log_mass if self.official_bins else _log_mass
@@ -209,9 +205,15 @@ class LogisticMixture:
         """values (B, H, W, C, 1), coefficients (B, H, W, pairs, 1) → (B, H, W, C) in [0, 1]."""
         channels: list[Array] = []
         for i in range(values.shape[-2]):
-            value = values[..., i, :] + self._dependence(coefficients, i, channels)
+            value = values[..., i, :] + _dependence(coefficients, i, channels)
             channels.append(jnp.clip(value, -1.0, 1.0))
         return _to_unit(jnp.concatenate(channels, axis=-1))
+
+
+def _dependence(coefficients: Array, channel: int, earlier: list[Array]) -> Array | float:
+    """What the earlier channels of a pixel add to the mean of this one."""
+    first = channel * (channel - 1) // 2
+    return sum((coefficients[..., first + j, :] * x for j, x in enumerate(earlier)), start=0.0)
 
 
 def _to_unit(x: Array) -> Array:

@@ -50,11 +50,11 @@ def _apply_folded(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
                 layer.get_variable("params", "bias"),
             )
         if isinstance(layer, BatchNorm):
-            _, train, *_ = args
+            x, train, *_ = args
             if train:
                 raise ValueError("train is True; a folded model has no statistics of a batch")
             if not layer.has_variable("params", "scale"):
-                return layer.activation(args[0])
+                return layer.activation(x.astype(jnp.float32)).astype(x.dtype)
     return call(*args, **kwargs)
 
 
@@ -91,7 +91,7 @@ def fold(config: ModelConfig, variables: Any) -> dict[str, Any]:
     return {"params": unflatten_dict(params), "batch_stats": unflatten_dict(statistics)}
 
 
-def _target(norm: Path, layers: dict[Path, Any]) -> tuple[Path, str] | None:
+def _target(norm: Path, layers: dict[Path, _Affine]) -> tuple[Path, str] | None:
     """The convolution that takes in a batch norm, and the side; None: there is none."""
     *operation, name = norm
     if name in _INSIDE:

@@ -17,28 +17,29 @@ Activation = Callable[[Array], Array]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def normalize_by_batch(
-    x: Array, scale: Array, bias: Array, near_mean: Array, activation: Activation = jax.nn.identity
+def normalize_and_activate(
+    x: Array, scale: Array, bias: Array, near_mean: Array, activation: Activation
 ) -> tuple[Array, Array, Array]:
     """Normalises channels by the batch's own statistics and activates them, in float32.
 
     The gradient is written out because it needs two sums over the batch where automatic
     differentiation makes five, and no array of the size of `x` from the forward pass but `x`
-    itself. The statistics that are returned carry no gradient.
+    itself. The activation's derivative is in the dtype of `x`. The statistics that are returned
+    carry no gradient.
 
     Args:
       x: (B, H, W, C).
       scale: (C,).
       bias: (C,).
       near_mean: (C,), what the mean is expected to be near to; only rounding depends on it.
-      activation: of each value by itself.
+      activation: of each value by itself; a function that closes over no array.
 
     Returns: the activated x in its dtype, mean (C,), and biased variance (C,).
     """
-    return _normalize_by_batch(x, scale, bias, near_mean, activation)[0]
+    return _forward(x, scale, bias, near_mean, activation)[0]
 
 
-def _normalize_by_batch(x, scale, bias, near_mean, activation):
+def _forward(x, scale, bias, near_mean, activation):
     x32 = x.astype(jnp.float32)
     mean, var = checkpoint_name(
         lax.platform_dependent(x32, near_mean, cpu=_two_passes, default=_one_pass), STATISTICS
@@ -66,7 +67,7 @@ def _one_pass(x, near_mean):
     return near_mean + mean, jnp.maximum(var, 0.0)
 
 
-def _normalize_by_batch_gradient(activation, residuals, gradients):
+def _backward(activation, residuals, gradients):
     x, scale, bias, mean, inverse_std = residuals
     # The barrier keeps the compiler from storing the activation's parts in the forward pass to save
     # computing them again: memory is slower.
@@ -84,7 +85,7 @@ def _normalize_by_batch_gradient(activation, residuals, gradients):
     return dx.astype(x.dtype), scale_gradient, bias_gradient, jnp.zeros_like(mean)
 
 
-normalize_by_batch.defvjp(_normalize_by_batch, _normalize_by_batch_gradient)
+normalize_and_activate.defvjp(_forward, _backward)
 
 
 class BatchNorm(nn.Module):
@@ -119,7 +120,7 @@ class BatchNorm(nn.Module):
             factor = scale * lax.rsqrt(running_var.value + EPSILON)
             y = (x.astype(jnp.float32) - running_mean.value) * factor + bias
             return self.activation(y).astype(x.dtype)
-        y, mean, var = normalize_by_batch(x, scale, bias, running_mean.value, self.activation)
+        y, mean, var = normalize_and_activate(x, scale, bias, running_mean.value, self.activation)
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
             count = copies * x.size // channels
             unbiased = var * (count / (count - 1))
