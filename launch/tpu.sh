@@ -244,6 +244,11 @@ watch() {
     run gcloud storage ls "$workdir/done.json"
     look
     remote 0 "$report"
+    if ((resume)); then
+      echo "# Preempted:"
+      state=SUSPENDED
+      go_on
+    fi
     return 0
   fi
   last_checkpoint=$(latest_checkpoint)

@@ -1,5 +1,8 @@
 import dataclasses
+import importlib.util
 import math
+import re
+from pathlib import Path
 
 import jax
 import pytest
@@ -41,11 +44,20 @@ def test_what_may_fit_is_tried_from_cheap_to_dear():
     ]
 
 
-def test_a_configuration_that_saves_memory_already_is_where_it_starts():
+def test_what_a_configuration_does_already_is_not_taken_for_needed():
     config = dataclasses.replace(CONFIG, remat="group")
     training = dataclasses.replace(TRAINING, accumulation_steps=2)
-    tried = candidates(config, training, make_mesh(jax.devices()[:4]))
-    assert [(c.remat, t.accumulation_steps) for c, t in tried] == [("group", 2), ("group", 4)]
+    tried = candidates(config, training, make_mesh(jax.devices()[:8]))
+    assert [(c.remat, t.accumulation_steps) for c, t in tried] == [
+        *[("none", 1), ("cell", 1), ("group", 1), ("group", 2)],
+    ]
+
+
+def test_devices_of_a_cpu_share_its_memory():
+    devices, limit = make_devices(None)
+    (line,) = re.findall(r"MemTotal: +(\d+) kB", Path("/proc/meminfo").read_text())
+    assert len(devices) == 8
+    assert limit == pytest.approx(int(line) * 1024 / 8, rel=1e-3)
 
 
 def test_the_search_ends_with_the_first_that_fits(monkeypatch, capsys):
@@ -64,12 +76,21 @@ def test_the_search_ends_with_the_first_that_fits(monkeypatch, capsys):
     assert fits
     assert [report.peak for report in reports] == [30, 20, 10]
     assert (reports[-1].remat, reports[-1].accumulation_steps) == ("group", 2)
-    assert "remat cell, 1 part(s)\n  does not fit: 7G over\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "remat cell, 1 part(s)\n  does not fit: 7G over\n" in said
+    assert said.endswith("--config.model.remat=group --config.training.accumulation_steps=2\n")
 
     peaks = iter([30] * 5)
     assert not aot.search(tried, make_mesh(), limit=15)[1]
 
 
-def test_a_slice_that_there_is_not_is_refused_by_name():
+def test_a_slice_takes_its_compiler(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"^topology is 'v5e:2x4', which takes libtpu: pip"):
+        make_devices("v5e:2x4")
+
+
+def test_a_slice_that_there_is_not_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "libtpu")
     with pytest.raises(ValueError, match=r"^topology is 'v9z:1x1'; allowed: a TPU slice such as"):
         make_devices("v9z:1x1")

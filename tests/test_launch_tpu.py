@@ -60,6 +60,13 @@ def remote_command(stubs, command):
 STOP = f"{SSH}! systemctl --quiet is-active nvae || sudo systemctl stop nvae"
 START = f"{SSH}echo always | sudo tee /sys/kernel/mm/transparent_hugepage/enabled >/dev/null"
 INSTALL = [ARCHIVE, SCP, f"{SSH}set -e"]
+RESUME = [DESCRIBE, DELETE, CREATE, DESCRIBE, READY, *INSTALL, START]
+LOOK = [
+    "gcloud storage ls gs://bucket/run/done.json",
+    DESCRIBE,
+    f"{GCLOUD} tpu-vm ssh nvae {AT} --worker=0 --command=sudo journalctl --unit=nvae "
+    "--cursor-file=/run/nvae.cursor --output=cat --no-pager",
+]
 
 
 @pytest.mark.parametrize(
@@ -68,22 +75,15 @@ INSTALL = [ARCHIVE, SCP, f"{SSH}set -e"]
         ("create", [CREATE, DESCRIBE, READY]),
         ("install", INSTALL),
         ("run", [START]),
-        (
-            "watch",
-            [
-                "gcloud storage ls gs://bucket/run/done.json",
-                DESCRIBE,
-                f"{GCLOUD} tpu-vm ssh nvae {AT} --worker=0 --command=sudo journalctl --unit=nvae "
-                "--cursor-file=/run/nvae.cursor --output=cat --no-pager",
-            ],
-        ),
-        ("resume", [DESCRIBE, DELETE, CREATE, DESCRIBE, READY, *INSTALL, START]),
+        ("watch", LOOK),
+        ("watch --resume", [*LOOK, "# Preempted:", *RESUME]),
+        ("resume", RESUME),
         ("stop", [STOP]),
         ("delete", [DESCRIBE, STOP, DELETE]),
     ],
 )
 def test_dry_run(stubs, command, expected):
-    result = stubs.launch("tpu.sh", command, "--dry-run", *TPU, *FLAGS)
+    result = stubs.launch("tpu.sh", *command.split(), "--dry-run", *TPU, *FLAGS)
     assert result.returncode == 0
     assert commands(result.stdout, stubs) == expected
     assert stubs.calls == []

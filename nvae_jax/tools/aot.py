@@ -11,6 +11,7 @@ parts. `--json FILE` keeps the figures.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import time
@@ -59,9 +60,11 @@ class Report:
     seconds: float
 
     def __str__(self) -> str:
-        counts = self.traffic.collectives
-        moved = sum(self.traffic.collective_bytes.values())
-        collectives = ", ".join(f"{counts[name]} {name}" for name in sorted(counts)) or "none"
+        moved = self.traffic.collective_bytes
+        collectives = (
+            f"{count} {name} ({moved[name] / 1e6:.1f} MB)"
+            for name, count in sorted(self.traffic.collectives.items())
+        )
         return (
             f"remat {self.remat}, {self.batch_per_device} image(s) a device in "
             f"{self.accumulation_steps} part(s)\n"
@@ -69,7 +72,7 @@ class Report:
             f"temporaries {self.temporaries / GIB:.2f}\n"
             f"  work         {self.flops / 1e12:.2f} TFLOP, {self.traffic.bytes / 1e9:.1f} GB of "
             "memory traffic\n"
-            f"  collectives  {collectives}; {moved / 1e6:.1f} MB\n"
+            f"  collectives  {', '.join(collectives) or 'none'}\n"
             f"  compiled in  {self.seconds:.0f} s"
         )
 
@@ -110,26 +113,33 @@ def candidates(
     config: ModelConfig, training: TrainingConfig, mesh: Mesh
 ) -> Iterator[tuple[ModelConfig, TrainingConfig]]:
     """What may fit, cheapest first: more computed again, then ever more parts of the batch."""
-    for remat in REMAT[REMAT.index(config.remat) if config.remat in REMAT else 0 :]:
-        yield dataclasses.replace(config, remat=remat), training
-    parts = training.accumulation_steps * 2
+    ways = [(remat, 1) for remat in REMAT]
+    parts = 2
     while parts <= MOST_PARTS and training.batch_size % (parts * mesh.size) == 0:
+        ways.append((REMAT[-1], parts))
+        parts *= 2
+    for remat, parts in ways:
         yield (
-            dataclasses.replace(config, remat=REMAT[-1]),
+            dataclasses.replace(config, remat=remat),
             dataclasses.replace(training, accumulation_steps=parts),
         )
-        parts *= 2
 
 
 def make_devices(topology: str | None) -> tuple[list[Any], float | None]:
     """The devices of a slice, or of this machine, and the bytes of memory of each, if known.
 
+    Devices of a CPU share the machine's memory.
+
     Raises: ValueError for a slice that there is not, with what the compiler says.
     """
     if topology is None:
         devices = jax.devices()
-        statistics = devices[0].memory_stats() or {}
-        return devices, statistics.get("bytes_limit")
+        if devices[0].platform == "cpu":
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            return devices, memory / len(devices)
+        return devices, (devices[0].memory_stats() or {}).get("bytes_limit")
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(f"topology is {topology!r}, which takes libtpu: pip install libtpu")
     from jax.experimental import topologies
 
     # There is no TPU to ask for anything.
@@ -140,8 +150,7 @@ def make_devices(topology: str | None) -> tuple[list[Any], float | None]:
         slice_ = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except Exception as error:
         raise ValueError(
-            f"topology is {topology!r}; allowed: a TPU slice such as v5e:2x4 or v4:2x2x4, with "
-            f"libtpu installed ({error})"
+            f"topology is {topology!r}; allowed: a TPU slice such as v5e:2x4 or v4:2x2x4 ({error})"
         ) from error
     gib = TPU_MEMORY.get(topology.partition(":")[0])
     return list(slice_.devices), None if gib is None else gib * GIB
@@ -167,10 +176,14 @@ def search(
             print(f"remat {config.remat}, {parts} part(s)\n  does not fit: {reason}", flush=True)
             continue
         reports.append(report)
-        fits = limit is None or report.peak <= limit
-        print(f"{report}\n  {'fits' if fits else 'does not fit'}", flush=True)
-        if fits:
+        print(report, flush=True)
+        if limit is None or report.peak <= limit:
+            print(
+                f"  fits         --config.model.remat={report.remat} "
+                f"--config.training.accumulation_steps={report.accumulation_steps}"
+            )
             return reports, True
+        print("  does not fit", flush=True)
     return reports, False
 
 
@@ -185,7 +198,7 @@ def main(argv: list[str]) -> None:
         devices, limit = make_devices(options.topology)
         mesh = make_mesh(devices, training.parameter_shards)
         where = options.topology or devices[0].device_kind
-        known = "" if limit is None else f" of {limit / GIB:.0f} GiB"
+        known = "" if limit is None else f" of {limit / GIB:.1f} GiB"
         print(
             f"{where}: {mesh.size} device(s){known}, {training.batch_size} images, {config.dtype}"
         )
@@ -197,7 +210,8 @@ def main(argv: list[str]) -> None:
         with open(options.json, "w") as file:
             json.dump([dataclasses.asdict(report) for report in reports], file, indent=2)
     if not fits:
-        raise SystemExit("aot: it takes more devices, --fit, or training.parameter_shards")
+        way = "" if options.fit else "--fit, "
+        raise SystemExit(f"aot: it takes {way}more devices, or training.parameter_shards")
 
 
 if __name__ == "__main__":
