@@ -13,6 +13,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from nvae_jax.model import NVAE, ModelConfig, variable_shapes
+from nvae_jax.parallel import make_mesh
+from nvae_jax.training.program import make_program
+from nvae_jax.training.settings import TrainingConfig
 
 # Compilation takes all the time here, so the compiler shall not optimise.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -92,6 +95,31 @@ def test_a_program_has_the_loops_and_checkpoints_that_were_asked_for(how, loops,
     traced = run.trace(variable_shapes(config))
     assert len(re.findall(r"\b(?:remat|checkpoint)\w*\[", str(traced.jaxpr))) == checkpoints
     assert traced.lower().as_text().count("stablehlo.while") == loops
+
+
+@pytest.mark.parametrize(("remat", "arrays"), [("group", 0), ("offload", 2)])
+def test_what_groups_start_from_waits_in_the_hosts_memory(remat, arrays):
+    model = NVAE(dataclasses.replace(CONFIG, remat=remat))
+
+    def loss(params, batch_stats):
+        variables = {"params": params, "batch_stats": batch_stats}
+        return model.apply(variables, IMAGES, True, NOISE, mutable="batch_stats")[0].logits.sum()
+
+    shapes = variable_shapes(CONFIG)
+    traced = jax.make_jaxpr(jax.grad(loss))(shapes["params"], shapes["batch_stats"])
+    moves = re.findall(r"devices=\(MemorySpace\.(\w+),\)", str(traced))
+    # One array a tower: there in the forward pass, and back in the other.
+    assert sorted(moves) == ["Device"] * arrays + ["Host"] * arrays
+
+
+def test_a_cpu_has_no_other_memory_to_offload_to():
+    training = TrainingConfig(epochs=10, batch_size=8)
+    with pytest.raises(ValueError, match=r"^model.remat is 'offload'; allowed on cpu: none, cell"):
+        make_program(
+            *(dataclasses.replace(CONFIG, remat="offload"), training, 10, make_mesh()),
+            binarize=True,
+            flip=False,
+        )
 
 
 def test_a_fresh_model_has_groups_that_differ():
