@@ -131,7 +131,7 @@ INTERRUPTED = r"interrupted after step (\d+); the same command goes on after ste
 
 # See `interruptions.py` for many moments of a longer run.
 def test_run_that_is_asked_to_stop_saves_and_succeeds(runs, unbroken):
-    for seconds in (0.5, 3):  # it imports, or compiles: there is nothing to save
+    for seconds in (1, 3):  # it imports, or compiles: there is nothing to save
         process = runs.start("asked")
         time.sleep(seconds)
         process.send_signal(signal.SIGTERM)
