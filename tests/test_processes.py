@@ -33,7 +33,9 @@ class Runs:
 
     def start(self, name, devices=1, flags=()):
         """One process on simulated devices, in the work directory `name`."""
-        settings = [f"--config.{field}={value}" for field, value in RUN.items()]
+        # Validated at the end alone, because every start would compile the validation.
+        fields = RUN | {"training.eval_interval": STEPS}
+        settings = [f"--config.{field}={value}" for field, value in fields.items()]
         environment = {
             "JAX_COMPILATION_CACHE_DIR": str(self._folder / "cache"),
             "JAX_PLATFORMS": "cpu",

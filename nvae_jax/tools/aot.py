@@ -142,8 +142,9 @@ def make_devices(topology: str | None) -> tuple[list[Any], float | None]:
         raise ValueError(f"topology is {topology!r}, which takes libtpu: pip install libtpu")
     from jax.experimental import topologies
 
-    # There is no TPU to ask for anything.
+    # There is no TPU to ask for anything, and none that two processes could disagree about.
     jax.config.update("jax_platforms", "cpu")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     try:
