@@ -111,7 +111,7 @@ def test_masses_of_all_red_levels(num_bits):
     for official in (True, False):
         mixture = mixture_from(param, 3, 10, num_bits, official)
         red = dataclasses.replace(
-            mixture, means=mixture.means[..., :1, :], log_scales=mixture.log_scales[..., :1, :]
+            mixture, means=mixture.means[:1], log_scales=mixture.log_scales[:1]
         )
         masses = np.exp(np.asarray(log_prob_of(red, x[..., :1]), np.float64))[0, 0]
         totals[official] = masses.sum()
@@ -140,18 +140,18 @@ def test_channels_depend_on_the_observed_earlier_ones():
     mixture = jax.tree.map(np.asarray, random_mixture(channels, mixtures, 3, shape))
     x = np.random.default_rng(0).integers(0, 8, (*shape, channels)).astype(np.float32) / 7
     pairs = [(j, i) for i in range(channels) for j in range(i)]
-    assert mixture.coefficients.shape == (*shape, len(pairs), mixtures)
+    assert mixture.coefficients.shape == (len(pairs), mixtures, *shape)
 
-    terms = np.array(jax.nn.log_softmax(mixture.logits))
+    terms = np.array(jax.nn.log_softmax(mixture.logits, axis=0))
     for i in range(channels):
         for m in range(mixtures):
-            mean = mixture.means[..., i, m].copy()
+            mean = mixture.means[i, m].copy()
             for j in range(i):
-                mean += mixture.coefficients[..., pairs.index((j, i)), m] * (2 * x[..., j] - 1)
-            log_scale, none = mixture.log_scales[..., i, m, None, None], np.zeros((*shape, 0, 1))
-            one = LogisticMixture(np.zeros((*shape, 1)), mean[..., None, None], log_scale, none, 3)
-            terms[..., m] += log_prob_of(one, x[..., i, None])
-    expected = jax.nn.logsumexp(terms, axis=-1)
+                mean += mixture.coefficients[pairs.index((j, i)), m] * (2 * x[..., j] - 1)
+            log_scale, none = mixture.log_scales[i, m][None, None], np.zeros((0, 1, *shape))
+            one = LogisticMixture(np.zeros((1, *shape)), mean[None, None], log_scale, none, 3)
+            terms[m] += log_prob_of(one, x[..., i, None])
+    expected = jax.nn.logsumexp(terms, axis=0)
     np.testing.assert_allclose(log_prob_of(mixture, x), expected, rtol=1e-5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -109,9 +110,11 @@ class LogisticMixture:
     x_j observed. The levels are -1, -1 + 2δ, …, 1 with δ = 1 / (2^bits - 1); the first and the last
     bin reach to infinity, so the bins' masses sum to 1.
 
-    logits: (B, H, W, M) of the components.
-    means, log_scales: (B, H, W, C, M).
-    coefficients: (B, H, W, pairs, M), pairs of channels in the order 0→1, 0→2, 1→2, 0→3, …
+    Pixels come last, because a few components would leave most of a vector unit idle.
+
+    logits: (M, B, H, W) of the components.
+    means, log_scales: (C, M, B, H, W).
+    coefficients: (pairs, M, B, H, W), pairs of channels in the order 0→1, 0→2, 1→2, 0→3, …
     official_bins: the tests of the official code instead, with which 8-bit bins sum to more than 1.
     """
 
@@ -136,14 +139,15 @@ class LogisticMixture:
         logits: (B, H, W, parameters): M mixture logits, then for every channel M means, M
         log-scales and its share, ⌊C / 2⌋ · M, of the coefficients (for an even C a few are unused).
         """
-        mixture, rest = jnp.split(logits.astype(jnp.float32), [mixtures], axis=-1)
-        rest = rest.reshape(*rest.shape[:-1], channels, 2 + channels // 2, mixtures)
+        pixels = logits.shape[:-1]
+        parameters = jnp.moveaxis(logits.astype(jnp.float32), -1, 0).reshape(-1, mixtures, *pixels)
+        of_channels = parameters[1:].reshape(channels, 2 + channels // 2, mixtures, *pixels)
         pairs = channels * (channels - 1) // 2
-        coefficients = rest[..., 2:, :].reshape(*rest.shape[:-3], -1, mixtures)[..., :pairs, :]
+        coefficients = of_channels[:, 2:].reshape(-1, mixtures, *pixels)[:pairs]
         return cls(
-            logits=mixture,
-            means=rest[..., 0, :],
-            log_scales=jnp.maximum(rest[..., 1, :], -7.0),
+            logits=parameters[0],
+            means=of_channels[:, 0],
+            log_scales=jnp.maximum(of_channels[:, 1], -7.0),
             coefficients=jnp.tanh(coefficients),
             num_bits=num_bits,
             official_bins=official_bins,
@@ -151,30 +155,28 @@ class LogisticMixture:
 
     def log_prob(self, x: Array) -> Array:
         """x: (B, H, W, C) in [0, 1], on the levels → (B, H, W) nats."""
-        x = 2.0 * x - 1.0
-        channels = [x[..., i, None] for i in range(x.shape[-1])]
-        means = [
-            self.means[..., i, :] + _dependence(self.coefficients, i, channels[:i])
-            for i in range(len(channels))
-        ]
+        channels = jnp.moveaxis(2.0 * x - 1.0, -1, 0)
+        dependence = [_dependence(self.coefficients, i, channels[:i]) for i in range(len(channels))]
+        means = self.means + jnp.stack(dependence)
         bins = _official_log_mass if self.official_bins else _log_mass
-        log_mass = bins(x[..., None], jnp.stack(means, -2), self.log_scales, 2**self.num_bits - 1)
-        return nn.logsumexp(log_mass.sum(-2) + nn.log_softmax(self.logits), axis=-1)
+        log_mass = bins(channels[:, None], means, self.log_scales, 2**self.num_bits - 1)
+        return nn.logsumexp(log_mass.sum(0) + nn.log_softmax(self.logits, axis=0), axis=0)
 
     def mean(self) -> Array:
         """(B, H, W, C) in [0, 1]: mixture means, each channel given the clipped earlier ones."""
-        weights = nn.softmax(self.logits)[..., None, :]
-        means = (weights * self.means).sum(-1, keepdims=True)
-        coefficients = (weights * self.coefficients).sum(-1, keepdims=True)
-        return self._clipped_channels(means, coefficients)
+        weights = nn.softmax(self.logits, axis=0)
+        return _clipped_channels(
+            (weights * self.means).sum(1), (weights * self.coefficients).sum(1)
+        )
 
     def sample(self, key: Array, temperature: float = 1.0) -> Array:
         """(B, H, W, C) in [0, 1], unrounded; see `sample_from_uniforms`."""
         key_component, key_value = jax.random.split(key)
         low, high = _UNIFORM_MARGIN, 1.0 - _UNIFORM_MARGIN
+        channels, mixtures, *pixels = self.means.shape
         return self.sample_from_uniforms(
-            jax.random.uniform(key_component, self.logits.shape, minval=low, maxval=high),
-            jax.random.uniform(key_value, self.means.shape[:-1], minval=low, maxval=high),
+            jax.random.uniform(key_component, (*pixels, mixtures), minval=low, maxval=high),
+            jax.random.uniform(key_value, (*pixels, channels), minval=low, maxval=high),
             temperature,
         )
 
@@ -190,30 +192,30 @@ class LogisticMixture:
 
         Returns: (B, H, W, C) in [0, 1], unrounded, each channel given the clipped earlier ones.
         """
-        gumbel = -jnp.log(-jnp.log(component))
-        chosen = jnp.argmax(self.logits / temperature + gumbel, axis=-1)[..., None, None]
+        gumbel = -jnp.log(-jnp.log(jnp.moveaxis(component, -1, 0)))
+        chosen = jnp.argmax(self.logits / temperature + gumbel, axis=0)
+        chosen = nn.one_hot(chosen, self.logits.shape[0], axis=0)
         means, log_scales, coefficients = (
-            jnp.take_along_axis(parameter, chosen, axis=-1)
+            (chosen * parameter).sum(1)
             for parameter in (self.means, self.log_scales, self.coefficients)
         )
-        logistic = (jnp.log(value) - jnp.log1p(-value))[..., None]
-        return self._clipped_channels(
-            means + temperature * jnp.exp(log_scales) * logistic, coefficients
-        )
-
-    def _clipped_channels(self, values: Array, coefficients: Array) -> Array:
-        """values (B, H, W, C, 1), coefficients (B, H, W, pairs, 1) → (B, H, W, C) in [0, 1]."""
-        channels: list[Array] = []
-        for i in range(values.shape[-2]):
-            value = values[..., i, :] + _dependence(coefficients, i, channels)
-            channels.append(jnp.clip(value, -1.0, 1.0))
-        return _to_unit(jnp.concatenate(channels, axis=-1))
+        logistic = jnp.moveaxis(jnp.log(value) - jnp.log1p(-value), -1, 0)
+        return _clipped_channels(means + temperature * jnp.exp(log_scales) * logistic, coefficients)
 
 
-def _dependence(coefficients: Array, channel: int, earlier: list[Array]) -> Array | float:
+def _clipped_channels(values: Array, coefficients: Array) -> Array:
+    """values (C, B, H, W), coefficients (pairs, B, H, W) → (B, H, W, C) in [0, 1]."""
+    channels: list[Array] = []
+    for i, value in enumerate(values):
+        channels.append(jnp.clip(value + _dependence(coefficients, i, channels), -1.0, 1.0))
+    return _to_unit(jnp.stack(channels, axis=-1))
+
+
+def _dependence(coefficients: Array, channel: int, earlier: Sequence[Array]) -> Array:
     """What the earlier channels of a pixel add to the mean of this one."""
     first = channel * (channel - 1) // 2
-    return sum((coefficients[..., first + j, :] * x for j, x in enumerate(earlier)), start=0.0)
+    start = jnp.zeros(coefficients.shape[1:])
+    return sum((coefficients[first + j] * x for j, x in enumerate(earlier)), start=start)
 
 
 def _to_unit(x: Array) -> Array:
