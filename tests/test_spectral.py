@@ -14,6 +14,7 @@ from nvae_jax.parallel import make_mesh, replicated
 from nvae_jax.training.spectral import (
     FIRST_ROUNDS,
     ROUNDS,
+    Matrices,
     batch_norm_penalty,
     batch_norm_regularization,
     kernel_matrices,
@@ -66,6 +67,11 @@ def params():
     }
 
 
+def products(params):
+    """The transposes of the matrices themselves: {"RxO": (N, R, O)}."""
+    return {name: m.kernel * m.factor for name, m in kernel_matrices(params).items()}
+
+
 def is_near(tree, other, tolerance=1e-6):
     chex.assert_trees_all_close(tree, other, rtol=tolerance, atol=tolerance)
 
@@ -90,7 +96,7 @@ def update(transform):
 
 
 def test_the_matrices_are_the_convolutions_and_nothing_else(params):
-    stacks = {name: matrices.shape for name, matrices in kernel_matrices(params).items()}
+    stacks = {name: matrices.shape for name, matrices in products(params).items()}
     assert stacks == {
         "27x8": (1, 27, 8),  # encoder/stem
         "8x24": (1, 8, 24),  # encoder/cell/expand
@@ -105,7 +111,7 @@ def test_the_matrices_are_the_convolutions_and_nothing_else(params):
     assert forward.shape == (3, 1, 1, 12, 2)
     scaled = jax.tree.map(lambda x: x, params)
     scaled["decoder"]["scale_0"]["flow_0"]["forward"]["head"]["log_gain"] += jnp.log(2.0)
-    before, after = (kernel_matrices(p)["12x2"] for p in (params, scaled))
+    before, after = (products(p)["12x2"] for p in (params, scaled))
     np.testing.assert_allclose(after[:3], 2 * before[:3], rtol=1e-6)
     np.testing.assert_array_equal(after[3:], before[3:])
 
@@ -124,10 +130,10 @@ def test_a_flows_masks_are_part_of_its_matrices(params):
 def test_weight_norm_enters_the_matrices(params):
     stem = params["encoder"]["stem"]
     scaled = {"stem": stem | {"kernel": 7 * stem["kernel"]}}
-    is_near(kernel_matrices(scaled), kernel_matrices({"stem": stem}), 1e-5)
+    is_near(products(scaled), products({"stem": stem}), 1e-5)
     louder = {"stem": stem | {"log_gain": stem["log_gain"] + jnp.log(2.0)}}
-    doubled = jax.tree.map(lambda m: 2 * m, kernel_matrices({"stem": stem}))
-    is_near(kernel_matrices(louder), doubled)
+    doubled = jax.tree.map(lambda m: 2 * m, products({"stem": stem}))
+    is_near(products(louder), doubled)
 
 
 def test_converges_to_the_largest_singular_values(params, transform, update):
@@ -144,7 +150,7 @@ def test_converges_to_the_largest_singular_values(params, transform, update):
             np.testing.assert_allclose(np.abs((ours * exact).sum(-1)), 1, rtol=1e-3)
         return values[..., 0].sum()
 
-    sigmas = jax.tree.map(check, kernel_matrices(params), state.u, state.v)
+    sigmas = jax.tree.map(check, products(params), state.u, state.v)
     np.testing.assert_allclose(state.penalty, sum(jax.tree.leaves(sigmas)), rtol=1e-4)
 
 
@@ -153,7 +159,7 @@ def test_follows_kernels_that_change(params, transform, update):
     for step in range(30):
         moved = {**params, "encoder": perturb(params["encoder"], step)}
         _, state = update(zeros_like(params), state, moved)
-    matrices = jax.tree.leaves(kernel_matrices(moved))
+    matrices = jax.tree.leaves(products(moved))
     exact = sum(np.linalg.svd(np.asarray(m), compute_uv=False)[..., 0].sum() for m in matrices)
     # Power iteration comes from below, and four rounds an update keep it close.
     assert 0.99 * exact < state.penalty < (1 + 1e-6) * exact
@@ -164,7 +170,9 @@ def test_a_round_is_the_textbook_one(rounds):
     rng = np.random.default_rng(1)
     w, u = rng.normal(size=(4, 6)).astype(np.float32), rng.normal(size=4).astype(np.float32)
     v = np.zeros(6, np.float32)
-    ours = power_iteration({"w": w.T[None]}, {"w": u[None]}, {"w": v[None]}, rounds)
+    factor = rng.uniform(1, 2, size=4).astype(np.float32)  # of each row of W
+    matrices = {"w": Matrices((w.T / factor)[None], factor[None, None])}
+    ours = power_iteration(matrices, {"w": u[None]}, {"w": v[None]}, rounds)
     for _ in range(rounds):
         v = w.T @ u / np.linalg.norm(w.T @ u)
         u = w @ v / np.linalg.norm(w @ v)
@@ -180,7 +188,9 @@ def test_devices_share_the_iteration_of_stacks_of_any_length(rounds):
         arrays = [jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes]
         return dict(zip("abc", arrays, strict=True))
 
-    matrices = stacks((1, 6, 4), (8, 3, 5), (11, 7, 2))
+    kernels = stacks((1, 6, 4), (8, 3, 5), (11, 7, 2))
+    factors = stacks((1, 1, 4), (8, 1, 5), (11, 1, 2))
+    matrices = {name: Matrices(kernel, factors[name]) for name, kernel in kernels.items()}
     u, v = stacks((1, 4), (8, 5), (11, 2)), stacks((1, 6), (8, 3), (11, 7))
     shared = jit(functools.partial(power_iteration, mesh=mesh))
     ours, alone = shared(matrices, u, v, rounds), power_iteration(matrices, u, v, rounds)
@@ -192,7 +202,8 @@ def test_devices_share_the_iteration_of_stacks_of_any_length(rounds):
 
 def test_what_depends_on_the_vectors_is_not_divided_with_the_iteration():
     mesh, rng = make_mesh(), np.random.default_rng(3)
-    matrices = {"a": jnp.asarray(rng.normal(size=(8, 6, 4)), jnp.float32)}
+    kernel = jnp.asarray(rng.normal(size=(8, 6, 4)), jnp.float32)
+    matrices = {"a": Matrices(kernel, jnp.ones((8, 1, 4)))}
     u, v = {"a": jnp.ones((8, 4))}, {"a": jnp.ones((8, 6))}
 
     @jit

@@ -32,21 +32,28 @@ def kernel_norm(kernel: Array) -> Array:
     return jnp.sqrt(jnp.maximum(squares, 1e-30))
 
 
-def effective_kernel(weights: Any, mask: np.ndarray | None = None) -> Array:
-    """The kernel that a convolution applies.
+def kernel_and_factor(weights: Any, mask: np.ndarray | None = None) -> tuple[Array, Array]:
+    """What the kernel that a convolution applies is the product of.
 
     Args:
       weights: parameters of one `Conv`, or of a stack of them: `kernel` (…, H, W, I, O) and, where
         the convolution is weight-normalised, `log_gain` (…, O).
       mask: (H, W, I, O), zeros where a flow must not look.
 
-    Returns: exp(log_gain) · w / (‖w‖ + 1e-5) of the masked kernel, or the kernel itself.
+    Returns: the masked kernel w, and exp(log_gain) / (‖w‖ + 1e-5), or 1, of each output channel,
+      (…, 1, 1, 1, O).
     """
     kernel = weights["kernel"] if mask is None else weights["kernel"] * mask
     if "log_gain" not in weights:
-        return kernel
+        return kernel, jnp.ones((*kernel.shape[:-4], 1, 1, 1, kernel.shape[-1]))
     gain = jnp.exp(weights["log_gain"])[..., None, None, None, :]
-    return gain * kernel / (kernel_norm(kernel) + 1e-5)
+    return kernel, gain / (kernel_norm(kernel) + 1e-5)
+
+
+def effective_kernel(weights: Any, mask: np.ndarray | None = None) -> Array:
+    """The kernel that a convolution applies, of the arguments of `kernel_and_factor`."""
+    kernel, factor = kernel_and_factor(weights, mask)
+    return kernel * factor
 
 
 def pointwise_conv(x: Array, kernel: Array) -> Array:

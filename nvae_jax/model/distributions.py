@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -211,7 +210,7 @@ def _clipped_channels(values: Array, coefficients: Array) -> Array:
     return _to_unit(jnp.stack(channels, axis=-1))
 
 
-def _dependence(coefficients: Array, channel: int, earlier: Sequence[Array]) -> Array:
+def _dependence(coefficients: Array, channel: int, earlier: Array | list[Array]) -> Array:
     """What the earlier channels of a pixel add to the mean of this one."""
     first = channel * (channel - 1) // 2
     start = jnp.zeros(coefficients.shape[1:])

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
 from nvae_jax.model.architecture import ModelConfig
-from nvae_jax.model.convolution import effective_kernel
+from nvae_jax.model.convolution import kernel_and_factor
 from nvae_jax.model.decoder import Decoder, GroupOutputs
 from nvae_jax.model.encoder import Encoder
 from nvae_jax.model.flows import kernel_mask
@@ -207,12 +207,18 @@ def effective_kernels(params: dict) -> dict:
       parameters, or (groups, H, W, I, O) where a scale's groups are stacked. Squeeze-excite's dense
       layers are not among them.
     """
+    factored = kernels_and_factors(params)
+    return unflatten_dict({layer: kernel * factor for layer, (kernel, factor) in factored.items()})
+
+
+def kernels_and_factors(params: dict) -> dict[tuple[str, ...], tuple[Array, Array]]:
+    """`kernel_and_factor` of every convolution, by its path, in the order of the paths."""
     flat = flatten_dict(params)
-    kernels = {}
+    factored = {}
     for path, kernel in flat.items():
         layer = path[:-1]
         if path[-1] == "kernel" and kernel.ndim >= 4:
             names = ("kernel", "log_gain")
             weights = {name: flat[*layer, name] for name in names if (*layer, name) in flat}
-            kernels[layer] = effective_kernel(weights, kernel_mask(layer, kernel.shape))
-    return unflatten_dict(kernels)
+            factored[layer] = kernel_and_factor(weights, kernel_mask(layer, kernel.shape))
+    return dict(sorted(factored.items()))

@@ -17,7 +17,7 @@ import optax
 from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
-from nvae_jax.model.nvae import effective_kernels
+from nvae_jax.model.nvae import kernels_and_factors
 from nvae_jax.parallel import state_sharding
 
 FIRST_ROUNDS = 40  # of power iteration, when the vectors are still random
@@ -33,20 +33,38 @@ class SpectralState(NamedTuple):
     penalty: Array
 
 
-def kernel_matrices(params: Any) -> dict[str, Array]:
+class Matrices(NamedTuple):
+    """Transposes of N matrices W, `kernel` (N, R, O) times `factor` (N, 1, O).
+
+    Nothing needs their product, and on CPU it takes as long to write down as the iteration.
+    """
+
+    kernel: Array
+    factor: Array
+
+
+def kernel_matrices(params: Any) -> dict[str, Matrices]:
     """Effective kernels as matrices, those of one shape in one stack.
 
     A deep model has hundreds of kernels and a few dozen shapes, so that there is little to compile,
     and stacks are long enough to be divided between devices.
 
-    Returns: `{"RxO": (N, R, O)}`, the transposes of the W, with R = k·k·inputs of a kernel and O
-      its output channels, in the order of the parameters' paths.
+    Returns: `{"RxO": matrices}`, with R = k·k·inputs of a kernel and O its output channels, in the
+      order of the parameters' paths.
     """
-    stacks: dict[str, list[Array]] = {}
-    for kernel in jax.tree.leaves(effective_kernels(params)):
+    return {
+        name: Matrices(*map(jnp.concatenate, zip(*some, strict=True)))
+        for name, some in _matrices_by_shape(params).items()
+    }
+
+
+def _matrices_by_shape(params: Any) -> dict[str, list[Matrices]]:
+    by_shape: dict[str, list[Matrices]] = {}
+    for kernel, factor in kernels_and_factors(params).values():
         rows, columns = math.prod(kernel.shape[-4:-1]), kernel.shape[-1]
-        stacks.setdefault(f"{rows}x{columns}", []).append(kernel.reshape(-1, rows, columns))
-    return {name: jnp.concatenate(stack) for name, stack in stacks.items()}
+        matrices = Matrices(kernel.reshape(-1, rows, columns), factor.reshape(-1, 1, columns))
+        by_shape.setdefault(f"{rows}x{columns}", []).append(matrices)
+    return by_shape
 
 
 def power_iteration(
@@ -55,7 +73,7 @@ def power_iteration(
     """v ← normalise(Wᵀu), u ← normalise(Wv), `rounds` times, for every stack of a tree.
 
     Args:
-      matrices: (N, R, O), transposes of the W.
+      matrices: `Matrices`.
       u: (N, O).
       v: (N, R); what it holds matters only if there are no rounds.
       rounds: how many.
@@ -64,8 +82,9 @@ def power_iteration(
 
     def iterate(_, vectors):
         u, _ = vectors
-        v = jax.tree.map(lambda m, u: _normalize(jnp.einsum("nro,no->nr", m, u)), matrices, u)
-        u = jax.tree.map(lambda m, v: _normalize(jnp.einsum("nro,nr->no", m, v)), matrices, v)
+        v = _map(lambda m, u: jnp.einsum("nro,no->nr", m.kernel, m.factor[:, 0] * u), matrices, u)
+        v = jax.tree.map(_normalize, v)
+        u = jax.tree.map(_normalize, _map(_project, matrices, v))
         return u, v
 
     if mesh is None or mesh.size == 1:
@@ -94,16 +113,28 @@ def _fill_up(stack: Array, multiple: int) -> Array:
     return jnp.pad(stack, ((0, -len(stack) % multiple), *[(0, 0)] * (stack.ndim - 1)))
 
 
+def _map(function: Any, matrices: Any, *vectors: Any) -> Any:
+    return jax.tree.map(function, matrices, *vectors, is_leaf=lambda x: isinstance(x, Matrices))
+
+
+def _project(matrices: Matrices, v: Array) -> Array:
+    """Wv of each: (N, O)."""
+    return jnp.einsum("nro,nr->no", matrices.kernel, v) * matrices.factor[:, 0]
+
+
 def _normalize(x: Array) -> Array:
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-3)
 
 
 def spectral_penalty(params: Any, u: Any, v: Any) -> Array:
     """Σ uᵀWv over all convolutions: the sum of largest singular values, at converged vectors."""
-    values = jax.tree.map(
-        lambda m, u, v: jnp.einsum("nro,nr,no->", m, v, u), kernel_matrices(params), u, v
-    )
-    return sum(jax.tree.leaves(values), start=jnp.zeros(()))
+    penalty = jnp.zeros(())
+    for name, matrices in _matrices_by_shape(params).items():
+        # One by one, or their gradients would be taken out of a stack again.
+        ends = np.cumsum([len(m.kernel) for m in matrices])[:-1]
+        parts = zip(matrices, jnp.split(u[name], ends), jnp.split(v[name], ends), strict=True)
+        penalty += sum(jnp.vdot(u, _project(m, v)) for m, u, v in parts)
+    return penalty
 
 
 def spectral_regularization(
@@ -124,7 +155,7 @@ def spectral_regularization(
         matrices = jax.eval_shape(kernel_matrices, params)
 
         def start(key, axis):
-            shapes = [(len(m), m.shape[axis]) for m in matrices.values()]
+            shapes = [(len(m.kernel), m.kernel.shape[axis]) for m in matrices.values()]
             ends = np.cumsum([math.prod(shape) for shape in shapes])
             # One draw for all: XLA's CPU backend compiles a draw for each ten times as long.
             draws = jnp.split(jax.random.normal(key, (int(ends[-1]),)), ends[:-1])
