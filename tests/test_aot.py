@@ -2,9 +2,11 @@ import dataclasses
 import importlib.util
 import math
 import re
+import types
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from tiny import CONFIG
 
@@ -39,9 +41,17 @@ def test_what_may_fit_is_tried_from_cheap_to_dear():
         ("none", 1),
         ("cell", 1),
         ("group", 1),
-        ("group", 2),
-        ("group", 4),
+        # Of the twelve images of a device.
+        *[("group", parts) for parts in (2, 3, 4, 6, 12)],
     ]
+
+
+def test_inputs_of_groups_may_be_kept_on_the_host_where_there_is_one():
+    chip = types.SimpleNamespace(platform="tpu")
+    mesh = types.SimpleNamespace(size=4, devices=np.array([chip] * 4))
+    tried = candidates(CONFIG, dataclasses.replace(TRAINING, batch_size=4), mesh)
+    ways = [(c.remat, t.accumulation_steps) for c, t in tried]
+    assert ways == [("none", 1), ("cell", 1), ("group", 1), ("offload", 1)]
 
 
 def test_what_a_configuration_does_already_is_not_taken_for_needed():
@@ -80,7 +90,7 @@ def test_the_search_ends_with_the_first_that_fits(monkeypatch, capsys):
     assert "remat cell, 1 part(s)\n  does not fit: 7G over\n" in said
     assert said.endswith("--config.model.remat=group --config.training.accumulation_steps=2\n")
 
-    peaks = iter([30] * 5)
+    peaks = iter([30] * len(tried))
     assert not aot.search(tried, make_mesh(), limit=15)[1]
 
 

@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
+from nvae_jax.model import depthwise
 from nvae_jax.model.depthwise import depthwise_conv
 
 # Compilation takes all the time here, so the compiler shall not optimise.
@@ -62,6 +63,7 @@ def draw(shape, kernel_size, taps=None, channels=3):
 )
 def test_output_and_gradients_agree_with_xla(kernel_size, stride, shape, taps, channels):
     x, kernel, mask = draw(shape, kernel_size, taps, channels)
+    assert (depthwise._padded(x, 1).shape[-1] > channels) == (channels >= 64)
     cotangent = np.random.default_rng(1).normal(
         size=(2, *(-(-n // stride) for n in shape), x.shape[-1])
     )

@@ -133,6 +133,32 @@ def test_masses_of_all_values_of_a_pixel_sum_to_one(channels, shift):
     np.testing.assert_allclose(jnp.exp(log_mass).sum(), 1.0, rtol=1e-5)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_parameters_and_mean_of_a_pixel(channels):
+    mixtures, shape = 2, (1, 2, 3)
+    number = LogisticMixture.num_parameters(channels, mixtures)
+    raw = np.random.default_rng(0).normal(scale=3, size=(*shape, number)).astype(np.float32)
+    mixture = LogisticMixture.from_logits(raw, channels, mixtures, 8)
+    means = jit(mixture.mean)()
+    for pixel in np.ndindex(shape):
+        logits, *parts = np.split(raw[pixel], number // mixtures)
+        parts = np.reshape(parts, (channels, -1, mixtures))
+        coefficients = np.tanh(parts[:, 2:].reshape(-1, mixtures))
+        pairs = [(j, i) for i in range(channels) for j in range(i)]
+        at = (slice(None), slice(None), *pixel)
+        np.testing.assert_array_equal(mixture.logits[at[1:]], logits)
+        np.testing.assert_array_equal(mixture.means[at], parts[:, 0])
+        np.testing.assert_array_equal(mixture.log_scales[at], np.maximum(parts[:, 1], -7))
+        used = coefficients[: len(pairs)]
+        np.testing.assert_allclose(mixture.coefficients[at], used, rtol=1e-5)
+        weights = np.exp(logits) / np.exp(logits).sum()
+        values = []
+        for i in range(channels):
+            earlier = sum(weights @ used[pairs.index((j, i))] * values[j] for j in range(i))
+            values.append(np.clip(weights @ parts[i, 0] + earlier, -1, 1))
+        np.testing.assert_allclose(2 * means[pixel] - 1, values, rtol=1e-4, atol=1e-5)
+
+
 def test_channels_depend_on_the_observed_earlier_ones():
     # log p(x) = logsumexp_m of log π_m + Σ_i log p_m(x_i | x_<i), with one-channel distributions
     # of means μ_i + Σ_j c_ji x_j, and pairs (j, i) in the order 0→1, 0→2, 1→2, 0→3, …

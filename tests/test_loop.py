@@ -1,18 +1,29 @@
 """A whole run on a tiny model: its files, its end, and what an interruption changes."""
 
+import chex
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from tiny import STEPS, tiny_config
 
-from nvae_jax.training.loop import train
+from nvae_jax import parallel
+from nvae_jax.parallel import make_mesh
+from nvae_jax.training.loop import read_config, train
+from nvae_jax.training.program import make_program
 from nvae_jax.workdir import Workdir
+
+SHARDED = {"training.parameter_shards": 2}
+CONFIG = tiny_config(**SHARDED)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    """On eight devices, of which two share one copy of the parameters."""
     path = tmp_path_factory.mktemp("run")
-    return path, train(tiny_config(), str(path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "SMALLEST_SHARDED", 64)
+        yield path, train(CONFIG, str(path))
 
 
 def test_run_leaves_what_it_promises(run):
@@ -41,10 +52,8 @@ def test_run_leaves_what_it_promises(run):
     assert "left" in log
     pictures = {p.name for p in (path / "pictures").iterdir()}
     assert pictures == {"samples_000010.png", "reconstructions_000010.png", "curves.png"}
-    assert Image.open(path / "pictures" / "samples_000010.png").size == (
-        2 * (8 * 30 + 2),
-        2 * (4 * 30 + 2),
-    )
+    with Image.open(path / "pictures" / "samples_000010.png") as samples:
+        assert samples.size == (2 * (8 * 30 + 2), 2 * (4 * 30 + 2))
     assert any((path / "tensorboard").iterdir())
 
 
@@ -62,13 +71,30 @@ def test_validation_falls_and_is_its_parts(run):
 def test_finished_run_started_again_changes_nothing(run):
     path, last = run
     before = (path / "metrics.jsonl").read_text()
-    assert train(tiny_config(), str(path)) == last
+    assert train(CONFIG, str(path)) == last
     assert (path / "metrics.jsonl").read_text() == before
+
+
+def test_divided_parameters_are_saved_whole(run):
+    path, _ = run
+    model, dataset, training = read_config(CONFIG)
+    restored = []
+    for devices, shards in [(8, 2), (8, 4), (1, 1)]:
+        mesh = make_mesh(jax.devices()[:devices], shards)
+        program = make_program(
+            model, training, 5, mesh, binarize=dataset.binarize, flip=dataset.flip
+        )
+        state, _ = Workdir(path).restore(program.state)
+        leaves = jax.tree.leaves(state.params)
+        divided = [x for x in leaves if not x.is_fully_replicated]
+        assert (len(divided) >= 5) == (shards > 1)
+        restored.append(jax.tree.map(np.asarray, state))
+    chex.assert_trees_all_equal(*restored)
 
 
 def test_other_config_in_the_same_folder_is_refused(run):
     with pytest.raises(ValueError, match=r"training\.seed is 1; saved: 0"):
-        train(tiny_config(**{"training.seed": 1}), str(run[0]))
+        train(tiny_config(**SHARDED, **{"training.seed": 1}), str(run[0]))
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_checkpoints(tmp_path):

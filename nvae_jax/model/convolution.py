@@ -33,25 +33,24 @@ def kernel_norm(kernel: Array) -> Array:
 
 
 def kernel_and_factor(weights: Any, mask: np.ndarray | None = None) -> tuple[Array, Array]:
-    """What the kernel that a convolution applies is the product of.
+    """The masked kernel, and the scale of each output channel, whose product is applied.
 
     Args:
       weights: parameters of one `Conv`, or of a stack of them: `kernel` (…, H, W, I, O) and, where
         the convolution is weight-normalised, `log_gain` (…, O).
       mask: (H, W, I, O), zeros where a flow must not look.
 
-    Returns: the masked kernel w, and exp(log_gain) / (‖w‖ + 1e-5), or 1, of each output channel,
-      (…, 1, 1, 1, O).
+    Returns: w (…, H, W, I, O), and exp(log_gain) / (‖w‖ + 1e-5), or 1, (…, 1, 1, 1, O).
     """
     kernel = weights["kernel"] if mask is None else weights["kernel"] * mask
     if "log_gain" not in weights:
-        return kernel, jnp.ones((*kernel.shape[:-4], 1, 1, 1, kernel.shape[-1]))
+        return kernel, jnp.ones((*kernel.shape[:-4], 1, 1, 1, kernel.shape[-1]), kernel.dtype)
     gain = jnp.exp(weights["log_gain"])[..., None, None, None, :]
     return kernel, gain / (kernel_norm(kernel) + 1e-5)
 
 
 def effective_kernel(weights: Any, mask: np.ndarray | None = None) -> Array:
-    """The kernel that a convolution applies, of the arguments of `kernel_and_factor`."""
+    """The kernel that a convolution applies; for the arguments see `kernel_and_factor`."""
     kernel, factor = kernel_and_factor(weights, mask)
     return kernel * factor
 

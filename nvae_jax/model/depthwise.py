@@ -79,10 +79,11 @@ def _all_taps(kernel) -> Taps:
 
 
 def _padded(x, pad):
-    """Zeros around every image, and behind the channels what `_window` leaves out again."""
+    """Zeros around every image and, behind some numbers of channels, unused ones."""
     line = _CACHE_LINE // x.dtype.itemsize
-    # Pixels that are powers of two apart meet in the same few sets of a cache, where the kernel's
-    # gradient, which follows one channel over all pixels, would miss nearly every time.
+    # The kernel's gradient follows one channel over all pixels, and pixels that are a multiple of
+    # four lines apart meet in a quarter of a cache's sets or less, where nearly all would miss. The
+    # forward pass pads alike, so that its copy serves for the gradient.
     spare = line if x.shape[-1] % (4 * line) == 0 else 0
     return _computed_once(jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, spare))))
 
@@ -93,9 +94,9 @@ def _computed_once(x):
     return lax.optimization_barrier(x)
 
 
-def _window(padded, i, j, like, stride):
-    """Every `stride`-th pixel from (i, j) on, as many as `like` (B, H, W, C) has."""
-    _, height, width, channels = like
+def _window(padded, i, j, shape, stride):
+    """Every `stride`-th pixel from (i, j) on, as an array of `shape`, without unused channels."""
+    _, height, width, channels = shape
     rows, columns = (height - 1) * stride + 1, (width - 1) * stride + 1
     return padded[:, i : i + rows : stride, j : j + columns : stride, :channels]
 
@@ -103,10 +104,10 @@ def _window(padded, i, j, like, stride):
 def _shifted_products(x, kernel, *, stride, taps):
     padded = _padded(x, kernel.shape[0] // 2)
     batch, height, width, channels = x.shape
-    like = batch, -(-height // stride), -(-width // stride), channels
+    shape = batch, -(-height // stride), -(-width // stride), channels
     return _computed_once(
         sum(
-            _window(padded, i, j, like, stride) * kernel[i, j, 0]
+            _window(padded, i, j, shape, stride) * kernel[i, j, 0]
             for i, j in taps or _all_taps(kernel)
         )
     )

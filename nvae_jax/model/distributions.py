@@ -109,7 +109,7 @@ class LogisticMixture:
     x_j observed. The levels are -1, -1 + 2δ, …, 1 with δ = 1 / (2^bits - 1); the first and the last
     bin reach to infinity, so the bins' masses sum to 1.
 
-    Pixels come last, because a few components would leave most of a vector unit idle.
+    Pixels are the last axes: with a few components there, most lanes would be padding.
 
     logits: (M, B, H, W) of the components.
     means, log_scales: (C, M, B, H, W).
@@ -193,9 +193,9 @@ class LogisticMixture:
         """
         gumbel = -jnp.log(-jnp.log(jnp.moveaxis(component, -1, 0)))
         chosen = jnp.argmax(self.logits / temperature + gumbel, axis=0)
-        chosen = nn.one_hot(chosen, self.logits.shape[0], axis=0)
+        chosen = nn.one_hot(chosen, self.logits.shape[0], axis=0, dtype=bool)
         means, log_scales, coefficients = (
-            (chosen * parameter).sum(1)
+            jnp.where(chosen, parameter, 0.0).sum(1)
             for parameter in (self.means, self.log_scales, self.coefficients)
         )
         logistic = jnp.moveaxis(jnp.log(value) - jnp.log1p(-value), -1, 0)
@@ -213,7 +213,7 @@ def _clipped_channels(values: Array, coefficients: Array) -> Array:
 def _dependence(coefficients: Array, channel: int, earlier: Array | list[Array]) -> Array:
     """What the earlier channels of a pixel add to the mean of this one."""
     first = channel * (channel - 1) // 2
-    start = jnp.zeros(coefficients.shape[1:])
+    start = jnp.zeros(coefficients.shape[1:], coefficients.dtype)
     return sum((coefficients[first + j] * x for j, x in enumerate(earlier)), start=start)
 
 

@@ -35,8 +35,6 @@ GIB = 2**30
 # Memory of a device as JAX counts devices, from the makers' documentation.
 TPU_MEMORY = {"v2": 8, "v3": 16, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB
 # What `--fit` tries, in the order of what it costs in time.
-REMAT: tuple[Remat, ...] = ("none", "cell", "group")
-MOST_PARTS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +111,11 @@ def candidates(
     config: ModelConfig, training: TrainingConfig, mesh: Mesh
 ) -> Iterator[tuple[ModelConfig, TrainingConfig]]:
     """What may fit, cheapest first: more computed again, then ever more parts of the batch."""
-    ways = [(remat, 1) for remat in REMAT]
-    parts = 2
-    while parts <= MOST_PARTS and training.batch_size % (parts * mesh.size) == 0:
-        ways.append((REMAT[-1], parts))
-        parts *= 2
+    ways: list[tuple[Remat, int]] = [("none", 1), ("cell", 1), ("group", 1)]
+    if mesh.devices.flat[0].platform != "cpu":
+        ways.append(("offload", 1))
+    images = training.batch_size // mesh.size
+    ways += [("group", parts) for parts in range(2, images + 1) if images % parts == 0]
     for remat, parts in ways:
         yield (
             dataclasses.replace(config, remat=remat),

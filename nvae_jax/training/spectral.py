@@ -34,9 +34,9 @@ class SpectralState(NamedTuple):
 
 
 class Matrices(NamedTuple):
-    """Transposes of N matrices W, `kernel` (N, R, O) times `factor` (N, 1, O).
+    """N matrices Wᵀ = kernel · factor, (N, R, O) and (N, 1, O).
 
-    Nothing needs their product, and on CPU it takes as long to write down as the iteration.
+    They stay factors because writing the products costs a pass over all weights.
     """
 
     kernel: Array
@@ -53,8 +53,8 @@ def kernel_matrices(params: Any) -> dict[str, Matrices]:
       order of the parameters' paths.
     """
     return {
-        name: Matrices(*map(jnp.concatenate, zip(*some, strict=True)))
-        for name, some in _matrices_by_shape(params).items()
+        name: jax.tree.map(lambda *parts: jnp.concatenate(parts), *matrices)
+        for name, matrices in _matrices_by_shape(params).items()
     }
 
 
@@ -68,23 +68,22 @@ def _matrices_by_shape(params: Any) -> dict[str, list[Matrices]]:
 
 
 def power_iteration(
-    matrices: Any, u: Any, v: Any, rounds: Array | int, mesh: Mesh | None = None
+    matrices: dict[str, Matrices], u: Any, v: Any, rounds: Array | int, mesh: Mesh | None = None
 ) -> tuple[Any, Any]:
-    """v ← normalise(Wᵀu), u ← normalise(Wv), `rounds` times, for every stack of a tree.
+    """v ← normalise(Wᵀu), u ← normalise(Wv), `rounds` times, for every stack.
 
     Args:
-      matrices: `Matrices`.
-      u: (N, O).
-      v: (N, R); what it holds matters only if there are no rounds.
+      matrices: stacks by name.
+      u: (N, O) of each.
+      v: (N, R) of each; what it holds matters only if there are no rounds.
       rounds: how many.
       mesh: each of its devices takes a part of every stack; None: all do all.
     """
 
     def iterate(_, vectors):
         u, _ = vectors
-        v = _map(lambda m, u: jnp.einsum("nro,no->nr", m.kernel, m.factor[:, 0] * u), matrices, u)
-        v = jax.tree.map(_normalize, v)
-        u = jax.tree.map(_normalize, _map(_project, matrices, v))
+        v = {name: _normalize(_project_back(m, u[name])) for name, m in matrices.items()}
+        u = {name: _normalize(_project(m, v[name])) for name, m in matrices.items()}
         return u, v
 
     if mesh is None or mesh.size == 1:
@@ -113,13 +112,14 @@ def _fill_up(stack: Array, multiple: int) -> Array:
     return jnp.pad(stack, ((0, -len(stack) % multiple), *[(0, 0)] * (stack.ndim - 1)))
 
 
-def _map(function: Any, matrices: Any, *vectors: Any) -> Any:
-    return jax.tree.map(function, matrices, *vectors, is_leaf=lambda x: isinstance(x, Matrices))
-
-
 def _project(matrices: Matrices, v: Array) -> Array:
     """Wv of each: (N, O)."""
     return jnp.einsum("nro,nr->no", matrices.kernel, v) * matrices.factor[:, 0]
+
+
+def _project_back(matrices: Matrices, u: Array) -> Array:
+    """Wᵀu of each: (N, R)."""
+    return jnp.einsum("nro,no->nr", matrices.kernel, matrices.factor[:, 0] * u)
 
 
 def _normalize(x: Array) -> Array:
@@ -130,10 +130,10 @@ def spectral_penalty(params: Any, u: Any, v: Any) -> Array:
     """Σ uᵀWv over all convolutions: the sum of largest singular values, at converged vectors."""
     penalty = jnp.zeros(())
     for name, matrices in _matrices_by_shape(params).items():
-        # One by one, or their gradients would be taken out of a stack again.
+        # Kernel by kernel: a stack's gradient would be one more array of all weights, to be sliced.
         ends = np.cumsum([len(m.kernel) for m in matrices])[:-1]
         parts = zip(matrices, jnp.split(u[name], ends), jnp.split(v[name], ends), strict=True)
-        penalty += sum(jnp.vdot(u, _project(m, v)) for m, u, v in parts)
+        penalty += sum(jnp.sum(u * _project(m, v)) for m, u, v in parts)
     return penalty
 
 
