@@ -179,7 +179,8 @@ def _summary(
     group_kl, bounds = progress.per_image("group_kl"), progress.per_image("bounds")
     reconstruction = progress.per_image("reconstruction")
     active = (progress.sum("channel_kl_sum") / len(group_kl) > ACTIVE_KL).sum(-1)
-    scales = [s for s, x in reversed(list(enumerate(model.config.scales))) for _ in range(x.groups)]
+    top_down = enumerate(reversed(model.config.scales))
+    scales = [number for number, scale in top_down for _ in range(scale.groups)]
 
     def mean(values: np.ndarray) -> dict[str, float]:
         error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")

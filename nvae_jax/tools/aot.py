@@ -34,7 +34,6 @@ from nvae_jax.training.settings import TrainingConfig
 GIB = 2**30
 # Memory of a device as JAX counts devices, from the makers' documentation.
 TPU_MEMORY = {"v2": 8, "v3": 16, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB
-# What `--fit` tries, in the order of what it costs in time.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,8 +176,9 @@ def search(
         reports.append(report)
         print(report, flush=True)
         if limit is None or report.peak <= limit:
+            says = "memory of the device unknown" if limit is None else "fits"
             print(
-                f"  fits         --config.model.remat={report.remat} "
+                f"  {says:11}  --config.model.remat={report.remat} "
                 f"--config.training.accumulation_steps={report.accumulation_steps}"
             )
             return reports, True
