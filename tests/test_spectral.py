@@ -118,7 +118,7 @@ def test_the_matrices_are_the_convolutions_and_nothing_else(params):
 def test_stacks_have_the_order_of_the_tree_of_parameters():
     # Saved singular vectors go by it.
     kernels = jax.random.normal(jax.random.key(0), (3, 3, 1, 1, 2, 2))
-    names = ("scale_10", "scale_2", "scale_2_up")
+    names = ("scale_2_up", "scale_10", "scale_2")  # which the tree sorts
     params = {
         name: {"conv": {"kernel": kernel}} for name, kernel in zip(names, kernels, strict=True)
     }

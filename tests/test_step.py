@@ -181,12 +181,17 @@ def test_many_devices_make_the_same_updates_as_one(run, images, monkeypatch, dev
         chex.assert_trees_all_close(values, metrics[number], rtol=1e-5, atol=1e-6)
         if number == 0:
             assert distance(state.batch_stats, states[1].batch_stats) < 1e-6
-    # Both moments, which decide the update. Of the update itself only the norm over everything: a
-    # bias before a batch norm has no gradient, and moves by its rounding.
+    # Both moments, and the updates where there is a gradient: a bias before a batch norm has none,
+    # and moves by its rounding.
     assert distance(adamax(state).mu, adamax(states[3]).mu) < 1e-5
     assert distance(adamax(state).nu, adamax(states[3]).nu) < 1e-5
-    moves = [jax.tree.map(jnp.subtract, s.params, states[0].params) for s in (state, states[3])]
-    assert distance(*moves) < 5e-2
+    moved = jax.tree.map(lambda nu: np.asarray(nu) > 0.1, adamax(states[3]).nu)
+    assert np.mean(np.concatenate([x.ravel() for x in jax.tree.leaves(moved)])) > 0.99
+    moves = [
+        jax.tree.map(lambda a, b, m: jnp.where(m, a - b, 0), s.params, states[0].params, moved)
+        for s in (state, states[3])
+    ]
+    assert distance(*moves) < 1e-4
 
 
 def test_parts_of_a_batch_make_the_update_of_their_mean_gradient(images):
