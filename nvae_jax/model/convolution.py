@@ -59,8 +59,31 @@ def pointwise_conv(x: Array, kernel: Array) -> Array:
     """1×1 convolution: (B, H, W, I) and (1, 1, I, O) → (B, H, W, O)."""
     # Over flattened pixels: else XLA's CPU backend transposes the gradient of the output, to
     # multiply it with x for the gradient of the kernel.
-    y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+    y = _multiply(x.reshape(-1, x.shape[-1]), kernel[0, 0])
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+@jax.custom_vjp
+def _multiply(x, matrix):
+    return x @ matrix
+
+
+def _multiply_forward(x, matrix):
+    return x @ matrix, (x, matrix)
+
+
+def _multiply_backward(residuals, g):
+    x, matrix = residuals
+    # A product over very many pixels is faster on CPU with the narrower factor first. The barrier
+    # keeps the compiler from exchanging them to save the transposition.
+    if x.shape[1] <= g.shape[1]:
+        gradient = x.T @ g
+    else:
+        gradient = lax.optimization_barrier(g.T @ x).T
+    return g @ matrix.T, gradient
+
+
+_multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
 class Conv(nn.Module):
@@ -115,12 +138,12 @@ class Conv(nn.Module):
             return depthwise_conv(x, kernel, self.stride, taps)
         if self.kernel_size == 1 and self.groups == 1 and self.stride == 1:
             return pointwise_conv(x, kernel)
-        pad = self.dilation * (self.kernel_size // 2)
+        kernel, padding = _without_masked_border(kernel, mask)
         return lax.conv_general_dilated(
             x,
             kernel,
             window_strides=(self.stride, self.stride),
-            padding=((pad, pad), (pad, pad)),
+            padding=[(self.dilation * before, self.dilation * after) for before, after in padding],
             rhs_dilation=(self.dilation, self.dilation),
             feature_group_count=self.groups,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -143,6 +166,17 @@ class Conv(nn.Module):
         unit = effective_kernel({**weights, "log_gain": jnp.zeros((self.features,))}, mask)
         y = self.convolve(x, unit).astype(jnp.float32)
         return y.mean((0, 1, 2)), 5 * y.std((0, 1, 2), ddof=1) + 1e-5
+
+
+def _without_masked_border(kernel: Array, mask: np.ndarray | None):
+    """The smallest part of a kernel that holds all its taps, and the padding it needs."""
+    pad = kernel.shape[0] // 2
+    if mask is None:
+        return kernel, ((pad, pad), (pad, pad))
+    rows, columns = zip(*_taps(mask), strict=True)
+    first, last = (min(rows), min(columns)), (max(rows), max(columns))
+    kernel = kernel[first[0] : last[0] + 1, first[1] : last[1] + 1]
+    return kernel, [(pad - i, j - pad) for i, j in zip(first, last, strict=True)]
 
 
 def _taps(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
