@@ -9,7 +9,6 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from nvae_jax.model import depthwise
 from nvae_jax.model.depthwise import depthwise_conv
 
 # Compilation takes all the time here, so the compiler shall not optimise.
@@ -43,27 +42,26 @@ def draw(shape, kernel_size, taps=None, channels=3):
 
 
 @pytest.mark.parametrize(
-    ("kernel_size", "stride", "shape", "taps", "channels"),
+    ("kernel_size", "stride", "shape", "taps"),
     [
-        (3, 1, (4, 6), None, 3),
-        (3, 1, (1, 5), None, 3),
-        (3, 2, (5, 8), None, 3),
-        (5, 1, (7, 4), None, 3),
-        (5, 2, (6, 9), None, 3),
-        (5, 2, (3, 2), None, 3),
-        (11, 1, (5, 6), None, 3),
-        (11, 2, (4, 7), None, 3),
-        (5, 1, (6, 5), CAUSAL, 3),
-        (5, 2, (7, 6), CAUSAL, 3),
-        (5, 1, (4, 5), ((0, 4), (3, 1)), 3),
-        # With these many channels there are spare ones.
-        (3, 1, (4, 5), None, 64),
-        (3, 2, (4, 5), None, 128),
+        (3, 1, (4, 6), None),
+        (3, 1, (1, 5), None),
+        (3, 2, (5, 8), None),
+        (5, 1, (7, 4), None),
+        (5, 2, (6, 9), None),
+        (5, 2, (3, 2), None),
+        (11, 1, (5, 6), None),
+        (11, 2, (4, 7), None),
+        (5, 1, (6, 5), CAUSAL),
+        (5, 2, (7, 6), CAUSAL),
+        (5, 1, (4, 5), ((0, 4), (3, 1))),
+        # Wider than a block of the kernel's gradient, and no multiple of one.
+        (3, 1, (3, 67), None),
+        (5, 2, (5, 66), CAUSAL),
     ],
 )
-def test_output_and_gradients_agree_with_xla(kernel_size, stride, shape, taps, channels):
-    x, kernel, mask = draw(shape, kernel_size, taps, channels)
-    assert (depthwise._padded(x, 1).shape[-1] > channels) == (channels >= 64)
+def test_output_and_gradients_agree_with_xla(kernel_size, stride, shape, taps):
+    x, kernel, mask = draw(shape, kernel_size, taps)
     cotangent = np.random.default_rng(1).normal(
         size=(2, *(-(-n // stride) for n in shape), x.shape[-1])
     )

@@ -76,11 +76,8 @@ def _multiply_backward(residuals, g):
     x, matrix = residuals
     # A product over very many pixels is faster on CPU with the narrower factor first. The barrier
     # keeps the compiler from exchanging them to save the transposition.
-    if x.shape[1] <= g.shape[1]:
-        gradient = x.T @ g
-    else:
-        gradient = lax.optimization_barrier(g.T @ x).T
-    return g @ matrix.T, gradient
+    narrow = x.shape[1] <= g.shape[1]
+    return g @ matrix.T, x.T @ g if narrow else lax.optimization_barrier(g.T @ x).T
 
 
 _multiply.defvjp(_multiply_forward, _multiply_backward)

@@ -12,12 +12,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 Taps = tuple[tuple[int, int], ...]
 
-_REDUCED_TOGETHER = 32  # products in one variadic reduction; more slows compilation
-_CACHE_LINE = 64  # bytes
+# Pixels whose products are summed at once for a kernel's gradient. XLA's CPU backend uses vector
+# instructions there only if it has copied the block before, which it does from 16 uses on, and if
+# the sum has less than some hundred products.
+_FEWEST_PIXELS, _MOST_PIXELS = 16, 32
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -78,14 +81,9 @@ def _all_taps(kernel) -> Taps:
     return tuple((i, j) for i in range(k) for j in range(k))
 
 
-def _padded(x, pad):
-    """Zeros around every image and, behind some numbers of channels, unused ones."""
-    line = _CACHE_LINE // x.dtype.itemsize
-    # The kernel's gradient follows one channel over all pixels, and pixels that are a multiple of
-    # four lines apart meet in a quarter of a cache's sets or less, where nearly all would miss. The
-    # forward pass pads alike, so that its copy serves for the gradient.
-    spare = line if x.shape[-1] % (4 * line) == 0 else 0
-    return _computed_once(jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, spare))))
+def _pad_space(x, widths):
+    """Zeros around every image: (before, after) of rows and of columns."""
+    return _computed_once(jnp.pad(x, ((0, 0), *widths, (0, 0))))
 
 
 def _computed_once(x):
@@ -95,14 +93,15 @@ def _computed_once(x):
 
 
 def _window(padded, i, j, shape, stride):
-    """Every `stride`-th pixel from (i, j) on, as an array of `shape`, without unused channels."""
-    _, height, width, channels = shape
+    """Every `stride`-th pixel from (i, j) on, as an array of `shape`."""
+    _, height, width, _ = shape
     rows, columns = (height - 1) * stride + 1, (width - 1) * stride + 1
-    return padded[:, i : i + rows : stride, j : j + columns : stride, :channels]
+    return padded[:, i : i + rows : stride, j : j + columns : stride]
 
 
 def _shifted_products(x, kernel, *, stride, taps):
-    padded = _padded(x, kernel.shape[0] // 2)
+    pad = kernel.shape[0] // 2
+    padded = _pad_space(x, [(pad, pad)] * 2)
     batch, height, width, channels = x.shape
     shape = batch, -(-height // stride), -(-width // stride), channels
     return _computed_once(
@@ -120,7 +119,7 @@ def _shifted_gradients(x, kernel, g, *, stride, taps):
     # Between the rows and columns of a strided output the gradient is zero.
     rest = [n - ((m - 1) * stride + 1) for n, m in zip(x.shape, g.shape, strict=True)]
     between = ((0, 0, 0), (0, rest[1], stride - 1), (0, rest[2], stride - 1), (0, 0, 0))
-    spread = _padded(lax.pad(g, jnp.zeros((), g.dtype), between), pad)
+    spread = _pad_space(lax.pad(g, jnp.zeros((), g.dtype), between), [(pad, pad)] * 2)
     dx = sum(
         _window(spread, 2 * pad - i, 2 * pad - j, x.shape, 1) * kernel[i, j, 0] for i, j in taps
     )
@@ -138,20 +137,38 @@ FORMULATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 }
 
 
-def _add_all(a, b):
-    return [p + q for p, q in zip(a, b, strict=True)]
-
-
 def _kernel_gradient(x, kernel, g, stride, taps):
-    padded = _padded(x, kernel.shape[0] // 2)
-    g = g.astype(jnp.float32)
+    """Σ over images and pixels of g times the part of x that the kernel meets there."""
+    batch, height, width, channels = g.shape
+    first, last = np.min(taps, 0), np.max(taps, 0)
+    window = last - first + 1
+    across = -(-width // _MOST_PIXELS)
+    columns = -(-width // across)
+    rows = min(height, -(-_FEWEST_PIXELS // columns))
+    down = -(-height // rows)
+    # The last blocks may reach over the border, where the gradient is zero.
+    beyond = down * rows - height, across * columns - width
+    g = _pad_space(g.astype(jnp.float32), [(0, n) for n in beyond])
+    pad = kernel.shape[0] // 2
+    x = _pad_space(x, [(pad, pad + stride * n) for n in beyond])
+    seen = (np.array([rows, columns]) - 1) * stride + window
+
+    def add_block(n, total):
+        image, row, column = n // (down * across), n // across % down * rows, n % across * columns
+        block = lax.dynamic_slice(g, (image, row, column, 0), (1, rows, columns, channels))[0]
+        corner = row * stride + first[0], column * stride + first[1]
+        under = lax.dynamic_slice(x, (image, *corner, 0), (1, *seen, channels))[0]
+        return total + sum(
+            under[i * stride :, j * stride :][: window[0], : window[1]] * block[i, j]
+            for i in range(rows)
+            for j in range(columns)
+        )
+
+    total = jnp.zeros((*window, channels), jnp.float32)
+    total = lax.fori_loop(0, batch * down * across, add_block, total)
+    tap_rows, tap_columns = np.transpose(taps)
     dkernel = jnp.zeros(kernel.shape, jnp.float32)
-    for start in range(0, len(taps), _REDUCED_TOGETHER):
-        some = taps[start : start + _REDUCED_TOGETHER]
-        products = [_window(padded, i, j, g.shape, stride) * g for i, j in some]
-        zeros = [jnp.zeros((), jnp.float32)] * len(some)
-        # One reduction over space of all products reads the activations once.
-        sums = lax.reduce(products, zeros, _add_all, (1, 2))
-        rows, columns = zip(*some, strict=True)
-        dkernel = dkernel.at[rows, columns, 0].set(jnp.stack(sums).sum(1))
+    dkernel = dkernel.at[tap_rows, tap_columns, 0].set(
+        total[tap_rows - first[0], tap_columns - first[1]]
+    )
     return dkernel.astype(kernel.dtype)
