@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -79,6 +80,35 @@ def check_batch_size(mesh: Mesh, batch_size: int, field: str, parts: int = 1) ->
             f"{field} is {batch_size}; allowed: multiples of the number of devices ({mesh.size})"
             f"{times}"
         )
+
+
+def jit_on(mesh: Mesh, function: Callable[..., Any], **options: Any) -> Any:
+    """`jax.jit` of a function that runs on a mesh, as the compiler does best on its platform.
+
+    Args:
+      mesh: the devices.
+      function: to compile.
+      options: of `jax.jit`.
+    """
+    platform = mesh.devices.flat[0].platform
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return jax.jit(function, compiler_options=_cpu_options() if on_cpu else {}, **options)
+
+
+@functools.cache
+def _cpu_options() -> dict[str, str]:
+    """Compiler options for CPU; none where this version of XLA does not know them."""
+    # What XLA leaves to YNNPACK: its own list but for convolutions, which stay on one core there if
+    # they have 64 channels or fewer.
+    options = {
+        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,"
+        "LIBRARY_FUSION_TYPE_REDUCE"
+    }
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options
 
 
 def shard_batch(mesh: Mesh, batch: Any) -> Any:

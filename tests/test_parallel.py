@@ -7,6 +7,7 @@ from nvae_jax.parallel import (
     SHARDS,
     batch_sharding,
     check_batch_size,
+    jit_on,
     keep_compiled_programs,
     make_mesh,
     replicated,
@@ -85,3 +86,19 @@ def test_compiled_programs_are_kept_where_the_user_says(monkeypatch, tmp_path):
         assert jax.config.jax_compilation_cache_dir == "elsewhere"
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_convolutions_on_cpu_use_all_cores():
+    """XLA leaves them to a library that does not divide these, unless told otherwise."""
+
+    def convolve(x, kernel):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dimensions)
+
+    x, kernel = np.ones((4, 16, 16, 64), np.float32), np.ones((3, 3, 64, 64), np.float32)
+
+    def compiled(jitted):
+        return jitted.lower(x, kernel).compile().as_text()
+
+    assert "ynn_fusion" in compiled(jax.jit(convolve))
+    assert "ynn_fusion" not in compiled(jit_on(make_mesh(jax.devices()[:1]), convolve))

@@ -18,7 +18,7 @@ from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.distributions import log_likelihood
 from nvae_jax.model.inference import FoldedNVAE
 from nvae_jax.model.nvae import NVAE
-from nvae_jax.parallel import batch_sharding, replicated, shard_batch
+from nvae_jax.parallel import batch_sharding, jit_on, replicated, shard_batch
 from nvae_jax.processes import compiled_together
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def make_validation_sums(config: ModelConfig, binarize: bool, mesh: Mesh) -> Sum
         }
 
     shardings = (None, batch_sharding(mesh), None)
-    return jax.jit(sums, in_shardings=shardings, out_shardings=replicated(mesh))
+    return jit_on(mesh, sums, in_shardings=shardings, out_shardings=replicated(mesh))
 
 
 def make_validation(

@@ -20,7 +20,7 @@ from nvae_jax.config import from_mapping
 from nvae_jax.model import ModelConfig, variable_shapes
 from nvae_jax.model.inference import fold
 from nvae_jax.options import require
-from nvae_jax.parallel import make_mesh, replicated, shard_batch
+from nvae_jax.parallel import jit_on, make_mesh, replicated, shard_batch
 
 if TYPE_CHECKING:
     from nvae_jax.data.sources import Dataset
@@ -55,7 +55,7 @@ class TrainedModel:
 
         The same function again is not compiled again.
         """
-        return jax.jit(function, out_shardings=replicated(self.mesh))
+        return jit_on(self.mesh, function, out_shardings=replicated(self.mesh))
 
     @functools.cached_property
     def folded(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from jax import Array
 
 from nvae_jax.data.transforms import prepare_train
 from nvae_jax.model.tower import loop_unroll
+from nvae_jax.parallel import jit_on
 from nvae_jax.tools.timing import WARM_UP, Row, measure
 from nvae_jax.tools.workloads import STEPS_PER_EPOCH, Compiled, Workload, compile_for
 from nvae_jax.training.optimizer import make_links
@@ -76,7 +77,7 @@ def _parts(work: Workload) -> tuple[dict[str, Callable[[], Any]], dict[str, dict
 
     def add(name: str, function: Callable[..., Any], get: Callable[[], tuple[Any, ...]]) -> Any:
         """Compiles a part and returns what it computes."""
-        part = compiled[name] = compile_for(jax.jit(function), *get(), devices=devices)
+        part = compiled[name] = compile_for(jit_on(work.mesh, function), *get(), devices=devices)
         # Asked for at every call, because an update takes the memory of the state before it.
         calls[name] = lambda: part.call(*get())
         return calls[name]()

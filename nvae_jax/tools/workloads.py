@@ -20,7 +20,7 @@ from nvae_jax.evaluation.likelihood import make_image_likelihood, make_validatio
 from nvae_jax.evaluation.sampling import make_draw, make_sampler
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.inference import fold
-from nvae_jax.parallel import batch_sharding, replicated, shard_batch
+from nvae_jax.parallel import batch_sharding, jit_on, replicated, shard_batch
 from nvae_jax.tools.flops import count_flops
 from nvae_jax.tools.hlo import peak_memory, traffic
 from nvae_jax.tools.timing import Row, measure
@@ -122,7 +122,7 @@ def sample(work: Workload, num_images: int) -> list[Row]:
     )
     folded = _fold(work)(variables), index, seed, temperatures
     trained = variables, key, temperatures
-    draw = compile_for(jax.jit(make_draw(work.model)), *folded)
+    draw = compile_for(jit_on(work.mesh, make_draw(work.model)), *folded)
     sampler = compile_for(make_sampler(work.model, num_images), *trained)
     calls = {"batch": lambda: draw.call(*folded), "as trained": lambda: sampler.call(*trained)}
     seconds = measure(calls, work.repeats)
@@ -148,8 +148,8 @@ def evaluate(work: Workload) -> list[Row]:
     variables, number = work.state.eval_variables, jnp.asarray(0)
     folded = _fold(work)(variables)
     sums = make_validation_sums(work.model, work.binarize, work.mesh)
-    likelihood = jax.jit(
-        make_image_likelihood(work.model, (DRAWS,)), out_shardings=replicated(work.mesh)
+    likelihood = jit_on(
+        work.mesh, make_image_likelihood(work.model, (DRAWS,)), out_shardings=replicated(work.mesh)
     )
     nelbo = compile_for(sums, variables, batch, number, devices=size)
     weights = compile_for(likelihood, folded, x, batch["index"], devices=size)

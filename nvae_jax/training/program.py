@@ -12,7 +12,13 @@ from jax.sharding import Mesh
 
 from nvae_jax.data.transforms import prepare_train
 from nvae_jax.model.architecture import ModelConfig
-from nvae_jax.parallel import batch_sharding, check_batch_size, replicated, state_sharding
+from nvae_jax.parallel import (
+    batch_sharding,
+    check_batch_size,
+    jit_on,
+    replicated,
+    state_sharding,
+)
 from nvae_jax.training.optimizer import make_optimizer
 from nvae_jax.training.settings import TrainingConfig
 from nvae_jax.training.state import TrainState, init_state
@@ -102,8 +108,9 @@ def make_program(
     state = jax.eval_shape(init, batch, jax.ShapeDtypeStruct((), jnp.uint32))
     on_state = state_sharding(mesh, state)
     return Program(
-        init=jax.jit(init, in_shardings=(on_batch, replicated(mesh)), out_shardings=on_state),
-        update=jax.jit(
+        init=jit_on(mesh, init, in_shardings=(on_batch, replicated(mesh)), out_shardings=on_state),
+        update=jit_on(
+            mesh,
             update,
             in_shardings=(on_state, on_batch),
             out_shardings=(on_state, replicated(mesh)),
