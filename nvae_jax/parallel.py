@@ -90,7 +90,6 @@ def jit_on(mesh: Mesh, function: Callable[..., Any], **options: Any) -> Any:
       function: to compile.
       options: of `jax.jit`.
     """
-    platform = mesh.devices.flat[0].platform
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return jax.jit(function, compiler_options=_cpu_options() if on_cpu else {}, **options)
 

@@ -10,6 +10,7 @@ from jax import lax
 from jax.test_util import check_grads
 
 from nvae_jax.model.depthwise import depthwise_conv
+from nvae_jax.parallel import batch_sharding, make_mesh
 
 # Compilation takes all the time here, so the compiler shall not optimise.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -118,3 +119,20 @@ def test_only_the_cpu_does_without_xla_convolutions(platform, convolutions):
     traced = jax.jit(passes).trace(*draw((4, 4), 3)[:2])
     lowered = traced.lower(lowering_platforms=(platform,)).as_text()
     assert lowered.count("stablehlo.convolution") == convolutions
+
+
+def test_devices_share_the_gradients_of_a_batch():
+    mesh = make_mesh()
+    x, kernel, _ = draw((4, 4), 3)
+    x = jax.device_put(np.tile(x, (8, 1, 1, 1)), batch_sharding(mesh))
+
+    def gradients(x, kernel):
+        y, vjp = jax.vjp(depthwise_conv, x, kernel)
+        return vjp(y)
+
+    compiled = jax.jit(gradients).lower(x, kernel).compile()
+    assert "all-reduce" in compiled.as_text()
+    assert "all-gather" not in compiled.as_text()
+    alone = jax.jit(gradients)(np.asarray(x), kernel)
+    for shared, expected in zip(compiled(x, kernel), alone, strict=True):
+        np.testing.assert_allclose(shared, expected, rtol=1e-4, atol=1e-4)

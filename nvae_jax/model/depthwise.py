@@ -7,6 +7,7 @@ than the arithmetic needs. There a depthwise convolution is a sum of shifted pro
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ Taps = tuple[tuple[int, int], ...]
 # instructions there only if it has copied the block before, which it does from 16 uses on, and if
 # the sum has less than some hundred products.
 _FEWEST_PIXELS, _MOST_PIXELS = 16, 32
+_IMAGES = 8  # whose blocks are summed side by side
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -152,20 +154,26 @@ def _kernel_gradient(x, kernel, g, stride, taps):
     pad = kernel.shape[0] // 2
     x = _pad_space(x, [(pad, pad + stride * n) for n in beyond])
     seen = (np.array([rows, columns]) - 1) * stride + window
+    # The first axis is one that devices and cores can share; the loop is over the others.
+    together = math.gcd(batch, _IMAGES)
+    g, x = (y.reshape(together, -1, *y.shape[1:]) for y in (g, x))
 
     def add_block(n, total):
         image, row, column = n // (down * across), n // across % down * rows, n % across * columns
-        block = lax.dynamic_slice(g, (image, row, column, 0), (1, rows, columns, channels))[0]
         corner = row * stride + first[0], column * stride + first[1]
-        under = lax.dynamic_slice(x, (image, *corner, 0), (1, *seen, channels))[0]
+        block = lax.dynamic_slice(
+            g, (0, image, row, column, 0), (together, 1, rows, columns, channels)
+        )
+        under = lax.dynamic_slice(x, (0, image, *corner, 0), (together, 1, *seen, channels))
+        block, under = block[:, 0, :, :, None, None], under[:, 0]
         return total + sum(
-            under[i * stride :, j * stride :][: window[0], : window[1]] * block[i, j]
+            under[:, i * stride :, j * stride :][:, : window[0], : window[1]] * block[:, i, j]
             for i in range(rows)
             for j in range(columns)
         )
 
-    total = jnp.zeros((*window, channels), jnp.float32)
-    total = lax.fori_loop(0, batch * down * across, add_block, total)
+    total = jnp.zeros((together, *window, channels), jnp.float32)
+    total = lax.fori_loop(0, batch // together * down * across, add_block, total).sum(0)
     tap_rows, tap_columns = np.transpose(taps)
     dkernel = jnp.zeros(kernel.shape, jnp.float32)
     dkernel = dkernel.at[tap_rows, tap_columns, 0].set(
