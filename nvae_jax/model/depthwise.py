@@ -19,10 +19,10 @@ from jax import Array, lax
 Taps = tuple[tuple[int, int], ...]
 
 # Pixels whose products are summed at once for a kernel's gradient. XLA's CPU backend uses vector
-# instructions there only if it has copied the block before, which it does from 16 uses on, and if
-# the sum has less than some hundred products.
-_FEWEST_PIXELS, _MOST_PIXELS = 16, 32
-_IMAGES = 8  # whose blocks are summed side by side
+# instructions there only if it has copied the block before, which it does from 16 uses on. More
+# take longer to compile.
+_PIXELS = 16
+_IMAGES = 8  # whose blocks are summed side by side, at most
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -144,9 +144,9 @@ def _kernel_gradient(x, kernel, g, stride, taps):
     batch, height, width, channels = g.shape
     first, last = np.min(taps, 0), np.max(taps, 0)
     window = last - first + 1
-    across = -(-width // _MOST_PIXELS)
+    across = -(-width // _PIXELS)
     columns = -(-width // across)
-    rows = min(height, -(-_FEWEST_PIXELS // columns))
+    rows = min(height, -(-_PIXELS // columns))
     down = -(-height // rows)
     # The last blocks may reach over the border, where the gradient is zero.
     beyond = down * rows - height, across * columns - width
@@ -154,8 +154,9 @@ def _kernel_gradient(x, kernel, g, stride, taps):
     pad = kernel.shape[0] // 2
     x = _pad_space(x, [(pad, pad + stride * n) for n in beyond])
     seen = (np.array([rows, columns]) - 1) * stride + window
-    # The first axis is one that devices and cores can share; the loop is over the others.
-    together = math.gcd(batch, _IMAGES)
+    # The first axis is one that devices and cores can share; the loop is over the others, of at
+    # least two rounds, or the compiler would take it apart.
+    together = math.gcd(batch, max(batch // 2, 1), _IMAGES)
     g, x = (y.reshape(together, -1, *y.shape[1:]) for y in (g, x))
 
     def add_block(n, total):
