@@ -13,8 +13,7 @@ import torch.nn.functional as F
 
 from nvae_jax.model import ModelConfig
 from nvae_jax.model.flows import causal_mask
-
-POWER_ROUNDS = 4
+from nvae_jax.training.spectral import ROUNDS
 
 
 def from_ours(tree):
@@ -263,7 +262,7 @@ class Network:
                 vectors = torch.randn(count, rows, 1), torch.randn(count, columns, 1)
                 self.vectors[name] = [F.normalize(x, dim=1, eps=1e-3) for x in vectors]
             u, v = self.vectors[name]
-            for _ in range(POWER_ROUNDS):
+            for _ in range(ROUNDS):
                 v = F.normalize(matrices.transpose(1, 2) @ u, dim=1, eps=1e-3)
                 u = F.normalize(matrices @ v, dim=1, eps=1e-3)
             self.vectors[name] = [u, v]

@@ -74,10 +74,19 @@ def _multiply_forward(x, matrix):
 
 def _multiply_backward(residuals, g):
     x, matrix = residuals
-    # A product over very many pixels is faster on CPU with the narrower factor first. The barrier
-    # keeps the compiler from exchanging them to save the transposition.
-    narrow = x.shape[1] <= g.shape[1]
-    return g @ matrix.T, x.T @ g if narrow else lax.optimization_barrier(g.T @ x).T
+    return g @ matrix.T, lax.platform_dependent(x, g, cpu=_narrower_first, default=_over_pixels)
+
+
+def _over_pixels(x, g):
+    return x.T @ g
+
+
+def _narrower_first(x, g):
+    """`_over_pixels` in the order that is faster over very many pixels."""
+    if x.shape[1] <= g.shape[1]:
+        return x.T @ g
+    # The barrier keeps the compiler from exchanging them again to save the transposition.
+    return lax.optimization_barrier(g.T @ x).T
 
 
 _multiply.defvjp(_multiply_forward, _multiply_backward)
@@ -177,5 +186,5 @@ def _without_masked_border(kernel: Array, mask: np.ndarray | None):
 
 
 def _taps(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
-    """Positions (row, column) of a depthwise kernel that a mask leaves."""
+    """Positions (row, column) of a kernel that a mask leaves."""
     return tuple((int(i), int(j)) for i, j in np.argwhere(mask.any((2, 3))))
