@@ -114,43 +114,38 @@ def unbroken_pair(runs):
     return runs.final_arrays("pair")
 
 
-def test_killed_run_ends_as_if_it_had_not_been(runs, unbroken):
-    process = runs.start("killed")
-    runs.wait_for_step("killed", 6, process)
-    process.kill()
-    process.communicate()
-    (output,) = finish(runs.start("killed"))
-    chex.assert_trees_all_equal(runs.final_arrays("killed"), unbroken)
-    # Saves are asynchronous: the one after step 6 may still have been under way.
-    (step,) = re.findall(r"resumed after step (\d+)", output)
-    assert int(step) >= 6 - RUN["training.checkpoint_interval"]
-    steps = [record["step"] for record in runs.records("killed")]
-    assert steps == sorted(steps)
-
-
 INTERRUPTED = r"interrupted after step (\d+); the same command goes on after step \1\b"
 
 
 # See `interruptions.py` for many moments of a longer run.
-def test_run_that_is_asked_to_stop_saves_and_succeeds(runs, unbroken):
+def test_run_that_is_asked_to_stop_and_then_killed_ends_as_if_it_had_not_been(runs, unbroken):
     for seconds in (1, 3):  # it imports, or compiles: there is nothing to save
-        process = runs.start("asked")
+        process = runs.start("broken")
         time.sleep(seconds)
         process.send_signal(signal.SIGTERM)
         finish(process)
-    process, step = runs.start("asked"), 0
-    for seen in (2, 6):
-        runs.wait_for_step("asked", seen, process)
-        process.send_signal(signal.SIGTERM)
-        (output,) = finish(process)
-        assert not step or f"resumed after step {step}" in output
-        step = int(*re.findall(INTERRUPTED, output))
-        assert seen <= step < STEPS
-        assert Workdir(runs.path("asked")).latest_step() == step
-        process = runs.start("asked")
+
+    process = runs.start("broken")
+    runs.wait_for_step("broken", 2, process)
+    process.send_signal(signal.SIGTERM)
     (output,) = finish(process)
-    assert f"resumed after step {step}" in output
-    chex.assert_trees_all_equal(runs.final_arrays("asked"), unbroken)
+    (saved,) = re.findall(INTERRUPTED, output)
+    assert 2 <= int(saved) < 6
+    assert Workdir(runs.path("broken")).latest_step() == int(saved)
+
+    process = runs.start("broken")
+    runs.wait_for_step("broken", 6, process)
+    process.kill()
+    output, _ = process.communicate()
+    assert f"resumed after step {saved}" in output
+
+    (output,) = finish(runs.start("broken"))
+    chex.assert_trees_all_equal(runs.final_arrays("broken"), unbroken)
+    # Saves are asynchronous: the one after step 6 may still have been under way.
+    (step,) = re.findall(r"resumed after step (\d+)", output)
+    assert int(step) >= 6 - RUN["training.checkpoint_interval"]
+    steps = [record["step"] for record in runs.records("broken")]
+    assert steps == sorted(steps)
 
 
 def test_two_processes_train_what_one_does(runs, unbroken, unbroken_pair):
