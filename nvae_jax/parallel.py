@@ -128,8 +128,12 @@ def usable_cores() -> int:
 def keep_compiled_programs() -> None:
     """Has JAX keep what it compiles in the user's cache folder, so that the next start is faster.
 
-    `JAX_COMPILATION_CACHE_DIR` names another folder.
+    `JAX_COMPILATION_CACHE_DIR` names another folder, and
+    `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS` keeps only programs that took so long.
     """
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # A start compiles dozens of programs of one operation each, which together take seconds.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         # A program for CPU is divided between the cores that compiling it could use, and JAX's key

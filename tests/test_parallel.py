@@ -71,7 +71,9 @@ def test_without_shards_everything_is_everywhere():
 
 def test_compiled_programs_are_kept_where_the_user_says(monkeypatch, tmp_path):
     before = jax.config.jax_compilation_cache_dir
+    least_before = jax.config.jax_persistent_cache_min_compile_time_secs
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     try:
         # Programs for other numbers of cores are others.
@@ -80,12 +82,17 @@ def test_compiled_programs_are_kept_where_the_user_says(monkeypatch, tmp_path):
             keep_compiled_programs()
             folder = tmp_path / "nvae_jax" / f"xla_{len(cores)}_cores"
             assert jax.config.jax_compilation_cache_dir == str(folder)
+            assert jax.config.jax_persistent_cache_min_compile_time_secs == 0  # small ones too
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
         jax.config.update("jax_compilation_cache_dir", "elsewhere")
+        monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "7")
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 7.0)
         keep_compiled_programs()
         assert jax.config.jax_compilation_cache_dir == "elsewhere"
+        assert jax.config.jax_persistent_cache_min_compile_time_secs == 7
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least_before)
 
 
 def test_convolutions_on_cpu_use_all_cores():
