@@ -7,17 +7,14 @@ Result: 2.03 bits/dim in the paper.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from configs import default
 
 
 def get_config() -> ConfigDict:
     """35 groups over 3 scales."""
-    config = default.get_config()
-    config.data.update(name="celeba64", data_dir=placeholder(str), lmdb=placeholder(str))
+    config = default.get_config("celeba64")
     config.model.update(
-        image_shape=(64, 64, 3),
         num_scales=3,
         num_groups=20,
         adaptive_groups=True,

@@ -7,17 +7,14 @@ Result: 0.70 bits/dim in the paper.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from configs import default
 
 
 def get_config() -> ConfigDict:
     """36 groups over 5 scales."""
-    config = default.get_config()
-    config.data.update(name="celebahq256", data_dir=placeholder(str), lmdb=placeholder(str))
+    config = default.get_config("celebahq256")
     config.model.update(
-        image_shape=(256, 256, 3),
         num_bits=5,
         num_scales=5,
         num_groups=16,

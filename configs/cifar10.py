@@ -7,15 +7,13 @@ Result: 2.91 bits/dim in the paper.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from configs import default
 
 
 def get_config() -> ConfigDict:
     """30 groups at one scale."""
-    config = default.get_config()
-    config.data.update(name="cifar10", data_dir=placeholder(str))
+    config = default.get_config("cifar10")
     config.model.update(
         num_groups=30,
         encoder_channels=128,

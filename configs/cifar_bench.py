@@ -6,15 +6,13 @@ Hardware and time: any; the benchmark takes images of random bytes and needs no 
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from configs import default
 
 
 def get_config() -> ConfigDict:
     """Six groups at one scale, one flow pair."""
-    config = default.get_config()
-    config.data.update(name="cifar10", data_dir=placeholder(str))
+    config = default.get_config("cifar10")
     config.model.update(num_groups=6, num_flows=1)
     config.training.update(batch_size=16)
     return config

@@ -10,12 +10,8 @@ from configs import default
 
 def get_config() -> ConfigDict:
     """Three scales, five groups."""
-    config = default.get_config()
-    config.data.name = "digits"
+    config = default.get_config("digits")
     config.model.update(
-        image_shape=(32, 32, 1),
-        likelihood="bernoulli",
-        border=2,
         num_scales=3,
         num_groups=3,
         adaptive_groups=True,

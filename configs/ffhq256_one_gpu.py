@@ -11,11 +11,12 @@ Result: 0.70 bits/dim, as ffhq256_24ch.
 
 from ml_collections import ConfigDict
 
-from configs import ffhq256_24ch
+from configs import ffhq256
 
 
 def get_config() -> ConfigDict:
     """The batch of 48 in 8 parts, one after the other."""
-    config = ffhq256_24ch.get_config()
-    config.training.accumulation_steps = 8
+    config = ffhq256.get_config()
+    config.model.update(encoder_channels=24, decoder_channels=24)
+    config.training.update(batch_size=48, accumulation_steps=8)
     return config

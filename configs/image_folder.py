@@ -2,33 +2,22 @@
 
 Command: python -m nvae_jax.main --config configs/image_folder.py --config.data.path=PHOTOS
 --workdir DIR; nothing has to be prepared.
-Other sizes: --config.data.size=128 --config.model.image_shape="(128, 128, 3)"; docs/data.md has all
-options. Sizes are multiples of 16 with this model.
+Other sizes: --config.data.size=128; docs/data.md has all options. Sizes are multiples of 8 with
+this model.
 Hardware: one GPU. The first start reads every file once, to find those that are broken.
 Result: depends on the images. The log says what independent pixels achieve on them.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from configs import default
 
 
 def get_config() -> ConfigDict:
     """17 groups over 3 scales, of half the width of the paper's model of CelebA."""
-    config = default.get_config()
-    config.data.update(
-        name="image_folder",
-        path=placeholder(str),
-        size=64,
-        channels=3,
-        fit="crop",
-        flip=True,
-        test_fraction=0.1,
-        unreadable="error",
-    )
+    config = default.get_config("image_folder")
+    config.data.update(size=64, flip=True)
     config.model.update(
-        image_shape=(64, 64, 3),
         num_scales=3,
         num_groups=10,
         adaptive_groups=True,

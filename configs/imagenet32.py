@@ -7,15 +7,13 @@ Result: 3.92 bits/dim in the paper.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from configs import default
 
 
 def get_config() -> ConfigDict:
     """28 groups at one scale."""
-    config = default.get_config()
-    config.data.update(name="imagenet32", data_dir=placeholder(str), lmdb=placeholder(str))
+    config = default.get_config("imagenet32")
     config.model.update(
         num_groups=28,
         encoder_channels=192,

@@ -8,17 +8,15 @@ Result: the paper has none for this data.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
-from configs import celebahq256
+from configs import celebahq256, default
 
 
 def get_config() -> ConfigDict:
     """32 groups over 4 scales."""
     config = celebahq256.get_config()
-    config.data = ConfigDict(
-        {"name": "lsun", "category": "bedroom", "size": 128, "data_dir": placeholder(str)}
-    )
-    config.model.update(image_shape=(128, 128, 3), num_scales=4)
+    config.data = default.get_config("lsun").data
+    config.data.update(category="bedroom", size=128)
+    config.model.update(num_scales=4)
     config.training.update(epochs=10, warmup_epochs=1)
     return config

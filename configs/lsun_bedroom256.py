@@ -8,16 +8,14 @@ Result: the paper has none for this data.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
-from configs import celebahq256
+from configs import celebahq256, default
 
 
 def get_config() -> ConfigDict:
     """36 groups over 5 scales."""
     config = celebahq256.get_config()
-    config.data = ConfigDict(
-        {"name": "lsun", "category": "bedroom", "size": 256, "data_dir": placeholder(str)}
-    )
+    config.data = default.get_config("lsun").data
+    config.data.update(category="bedroom", size=256)
     config.training.update(epochs=5, warmup_epochs=1)
     return config

@@ -8,15 +8,13 @@ Result: the paper has none for this data.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
-from configs import celeba64
+from configs import celeba64, default
 
 
 def get_config() -> ConfigDict:
     """35 groups over 3 scales."""
     config = celeba64.get_config()
-    config.data = ConfigDict(
-        {"name": "lsun", "category": "church_outdoor", "size": 64, "data_dir": placeholder(str)}
-    )
+    config.data = default.get_config("lsun").data
+    config.data.update(category="church_outdoor", size=64)
     return config

@@ -7,19 +7,14 @@ Result: 78.01 nats in the paper (importance-weighted).
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from configs import default
 
 
 def get_config() -> ConfigDict:
     """15 groups over 2 scales."""
-    config = default.get_config()
-    config.data.update(name="mnist", data_dir=placeholder(str))
+    config = default.get_config("mnist")
     config.model.update(
-        image_shape=(32, 32, 1),
-        likelihood="bernoulli",
-        border=2,
         num_scales=2,
         num_groups=10,
         adaptive_groups=True,

@@ -12,8 +12,7 @@ from configs import default
 
 def get_config() -> ConfigDict:
     """Three scales, the finest at the image's resolution, four groups, one flow pair."""
-    config = default.get_config()
-    config.data.update(name="photos", size=32, crops_per_epoch=1024)
+    config = default.get_config("photos")
     config.model.update(
         num_scales=3,
         num_groups=2,

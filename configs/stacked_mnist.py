@@ -15,6 +15,5 @@ def get_config() -> ConfigDict:
     """MNIST's plan with a likelihood of colours, and as many steps."""
     config = mnist.get_config()
     config.data.update(name="stacked_mnist")
-    config.model.update(image_shape=(32, 32, 3), likelihood="logistic_mixture")
     config.training.update(epochs=200)
     return config

@@ -1,10 +1,11 @@
 """The command line: `python -m nvae_jax.main --config configs/digits.py --workdir DIR`.
 
-With `--mode` it does something else than train: `--mode prepare` brings the configuration's dataset
-onto this machine, `--mode sample --workdir DIR --num_images=64` and others use a trained model.
+Without `--mode` it trains. `--mode prepare` brings the configuration's dataset onto this machine;
+`--mode sample --workdir DIR --num_images=64` and other modes use a trained model.
 
-It exits with 0 when all is done, or when SIGTERM asked it to stop and the run was saved; with 2
-if it refuses what it was asked for; and with another code if something went wrong.
+The exit code is 0 when all is done, or when SIGTERM asked a run to stop and it was saved; 2 when
+what was asked for is impossible, with one line that says why; and 1 with a traceback when something
+went wrong.
 """
 
 import signal
@@ -16,57 +17,32 @@ if __name__ == "__main__":  # not in processes that read data
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     keep_freed_memory()  # before the imports below start threads
 
-import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+import re
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from nvae_jax.config import ConfigError
+from nvae_jax.command_line import define_flags, door, read_flags, refuse
+from nvae_jax.compilation import keep_compiled_programs
+from nvae_jax.config.run import PLACES, read_run
 from nvae_jax.data.prepare import prepare
-from nvae_jax.evaluation.coding import (
-    DecodeOptions,
-    EncodeOptions,
-    ReconstructOptions,
-    decode,
-    encode,
-    reconstruct,
-)
-from nvae_jax.evaluation.editing import EditOptions, edit
-from nvae_jax.evaluation.fid import FIDOptions, fid
-from nvae_jax.evaluation.interpolation import InterpolateOptions, interpolate
-from nvae_jax.evaluation.neighbors import NeighborsOptions, neighbors
-from nvae_jax.evaluation.report import EvaluateOptions, evaluate
-from nvae_jax.evaluation.sampling import SampleOptions, sample
-from nvae_jax.options import define_flags, read_flags
-from nvae_jax.parallel import keep_compiled_programs
+from nvae_jax.errors import reason
+from nvae_jax.evaluation.trained import open_run
+from nvae_jax.modes.table import MODES
 from nvae_jax.processes import Preemption, connect
 from nvae_jax.training.loop import train
 
-# What can be asked of a trained model: the options of each mode, and what it does.
-MODES: dict[str, tuple[type, Callable[..., Any]]] = {
-    "evaluate": (EvaluateOptions, evaluate),
-    "sample": (SampleOptions, sample),
-    "encode": (EncodeOptions, encode),
-    "decode": (DecodeOptions, decode),
-    "reconstruct": (ReconstructOptions, reconstruct),
-    "interpolate": (InterpolateOptions, interpolate),
-    "edit": (EditOptions, edit),
-    "neighbors": (NeighborsOptions, neighbors),
-    "fid": (FIDOptions, fid),
-}
 _OPTIONS = {mode: options for mode, (options, _) in MODES.items()}
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "What to train; single fields as --config.training.seed=1.", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: new, or one to go on with.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: new, or one to continue.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "prepare", *MODES], "What to do.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "One process of many: host:port of the first."
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "The number of processes.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One process of many: find the others in the environment (TPU VM, SLURM)."
@@ -84,7 +60,7 @@ def main(argv: list[str]) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     logging.set_verbosity(logging.WARNING)
     keep_compiled_programs()
-    try:
+    with door():
         if _DISTRIBUTED.value or _COORDINATOR.value:
             connect(
                 _COORDINATOR.value,
@@ -93,25 +69,27 @@ def main(argv: list[str]) -> None:
                 _HEARTBEAT_TIMEOUT.value,
             )
         if _MODE.value == "train":
-            train(_CONFIG.value, str(_WORKDIR.value), preemption)
+            train(read_run(_CONFIG.value), _WORKDIR.value, preemption)
         elif _MODE.value == "prepare":
-            prepare(_CONFIG.value)
+            prepare(read_run(_CONFIG.value).data)
         else:
-            _evaluate(_MODE.value)
-    except ConfigError as error:
-        _refuse(error)
+            _, mode = MODES[_MODE.value]
+            options = read_flags(_MODE.value, _OPTIONS, flags.FLAGS.flag_values_dict())
+            mode(open_run(_WORKDIR.value, places=_places()), options)
 
 
-def _evaluate(mode: str) -> None:
-    _, run = MODES[mode]
-    options = read_flags(mode, _OPTIONS, flags.FLAGS.flag_values_dict())
-    try:
-        run(_WORKDIR.value, options)
-    except FileNotFoundError as error:
-        _refuse(error)
+def _places() -> dict[str, str | None]:
+    """Where the command line says that a run's data is now."""
+    if _CONFIG.value is None:
+        return {name: flags.FLAGS[f"config.data.{name}"].value for name in PLACES}
+    given = config_flags.get_override_values(flags.FLAGS["config"])
+    return {name: given.get(f"data.{name}") for name in PLACES}
 
 
 def _parse(argv: list[str]) -> list[str]:
+    if not any(re.match(r"--?config(=|$)", argument) for argument in argv):
+        for name in PLACES:  # else they are fields of the configuration
+            flags.DEFINE_string(f"config.data.{name}", None, "Where a run's data is now.")
     try:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
@@ -120,16 +98,11 @@ def _parse(argv: list[str]) -> list[str]:
             _CONFIG.value.keys()  # fails if the file could not be loaded
         return rest
     except (flags.Error, AttributeError, KeyError, OSError, ValueError) as error:
-        _refuse(error)
-
-
-def _refuse(error: Exception) -> NoReturn:
-    # ml_collections wraps errors in errors, and a KeyError's text is its message in quotes.
-    message: object = error
-    while isinstance(message, AttributeError | KeyError) and message.args:
-        message = message.args[0]
-    print(f"refused: {message}", file=sys.stderr)
-    sys.exit(2)
+        # ml_collections wraps errors in errors, and a KeyError's text is its message in quotes.
+        message: object = error
+        while isinstance(message, AttributeError | KeyError) and message.args:
+            message = message.args[0]
+        refuse(reason(message) if isinstance(message, OSError) else message)
 
 
 if __name__ == "__main__":

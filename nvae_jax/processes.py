@@ -7,7 +7,6 @@ dead one's task number.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import os
 import signal
@@ -16,15 +15,13 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 from jax.experimental import multihost_utils
 
-from nvae_jax.config import ConfigError
+from nvae_jax.errors import ConfigError, require
 
-COMPILATION_TIMEOUT = 7200  # seconds that processes wait for the slowest compiler
 VERDICT_TIMEOUT = 120  # seconds that a process with a failed step waits to be ended by the service
 
 
@@ -45,8 +42,8 @@ def connect(
 
     Raises: ConfigError if something is impossible, or neither given nor found.
     """
-    if process_id is not None and not (num_processes and 0 <= process_id < num_processes):
-        raise ConfigError(f"process_id is {process_id}; allowed: 0 to num_processes - 1")
+    known = process_id is None or bool(num_processes and 0 <= process_id < num_processes)
+    require("--process_id", process_id, known, f"0 to --num_processes - 1 ({num_processes})")
     try:
         jax.distributed.initialize(
             coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_timeout
@@ -56,56 +53,6 @@ def connect(
             "no multi-host environment found; give coordinator (host:port of process 0), "
             f"num_processes and process_id ({error})"
         ) from error
-
-
-def compiled_together(function: Any, name: str) -> Callable[..., Any]:
-    """A jitted function whose first call waits until all processes have compiled it.
-
-    A collective operation gives up when a process comes too late for it, on CPU after 30 seconds,
-    and compilation can take longer than that on one process and no time on another, which finds the
-    program in its cache. All calls must be with the same shapes.
-
-    Args:
-      function: of `jax.jit`.
-      name: of the function, another one for every function of a run.
-    """
-    if jax.process_count() == 1:
-        return function
-    compiled: Any = None
-
-    def call(*args: Any) -> Any:
-        nonlocal compiled
-        if compiled is None:
-            compiled = _compile_together(function, name, args)
-        return compiled(*args)
-
-    return call
-
-
-def compiled_ahead(function: Any, name: str, *shapes: Any) -> Callable[..., Any]:
-    """As `compiled_together`, but compilation begins at once, in a thread of its own.
-
-    Its errors are raised by the first call. A program that ends before waits for the compiler.
-
-    Args:
-      function: of `jax.jit`.
-      name: of the function, another one for every function of a run.
-      shapes: what it will be called with, as `jax.ShapeDtypeStruct` with shardings.
-    """
-    thread = concurrent.futures.ThreadPoolExecutor(1, "compile")
-    compiled = thread.submit(_compile_together, function, name, shapes)
-    thread.shutdown(wait=False)
-    return lambda *args: compiled.result()(*args)
-
-
-def _compile_together(function: Any, name: str, args: tuple[Any, ...]) -> Any:
-    compiled = function.lower(*args).compile()
-    if jax.process_count() > 1:
-        import orbax.checkpoint as ocp
-
-        wait_for_all = ocp.multihost.get_barrier_sync_fn()
-        wait_for_all(key=f"compiled {name}", timeout_ms=COMPILATION_TIMEOUT * 1000)
-    return compiled
 
 
 @contextlib.contextmanager

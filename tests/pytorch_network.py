@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from nvae_jax.model import ModelConfig
 from nvae_jax.model.flows import causal_mask
-from nvae_jax.training.spectral import ROUNDS
+from nvae_jax.training.regularizers import ROUNDS
 
 
 def from_ours(tree):

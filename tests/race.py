@@ -26,7 +26,7 @@ def our_tasks(model, training):
     import numpy as np
 
     from nvae_jax.evaluation.sampling import make_draw
-    from nvae_jax.model.inference import fold
+    from nvae_jax.model.folding import fold
     from nvae_jax.parallel import jit_on, make_mesh
     from nvae_jax.tools.workloads import Workload
 
@@ -96,7 +96,7 @@ def serve(side, path):
     from nvae_jax.model import ModelConfig
     from nvae_jax.parallel import keep_compiled_programs
     from nvae_jax.tools.benchmark import read_settings
-    from nvae_jax.training.settings import TrainingConfig
+    from nvae_jax.config.training import TrainingConfig
 
     keep_compiled_programs()
     settings = read_settings(path)

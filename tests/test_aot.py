@@ -15,7 +15,7 @@ from nvae_jax.parallel import make_mesh
 from nvae_jax.tools import aot
 from nvae_jax.tools.aot import Report, candidates, compile_step, make_devices
 from nvae_jax.tools.hlo import Traffic
-from nvae_jax.training.settings import TrainingConfig
+from nvae_jax.config.training import TrainingConfig
 
 TRAINING = TrainingConfig(epochs=10, batch_size=16)
 

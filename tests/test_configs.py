@@ -12,7 +12,7 @@ from nvae_jax.config import from_mapping
 from nvae_jax.data.loader import LoadingConfig
 from nvae_jax.model import ModelConfig, variable_shapes
 from nvae_jax.training.loop import read_config
-from nvae_jax.training.settings import TrainingConfig
+from nvae_jax.config.training import TrainingConfig
 
 NAMES = [module.name for module in pkgutil.iter_modules(configs.__path__)]
 

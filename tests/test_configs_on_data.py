@@ -39,7 +39,7 @@ TRAINING = {"epochs": 2, "warmup_epochs": 1, "batch_size": 2}
 
 FROM_TFDS = (
     "mnist",
-    "mnist_paper",
+    "mnist_bench",
     "omniglot",
     "stacked_mnist",
     "cifar10",

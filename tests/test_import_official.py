@@ -27,8 +27,8 @@ from nvae_jax.model import ModelConfig
 from nvae_jax.tools import import_official
 from nvae_jax.training.loop import ADJUSTABLE
 from nvae_jax.training.optimizer import make_optimizer
-from nvae_jax.training.settings import TrainingConfig
-from nvae_jax.training.spectral import SpectralState
+from nvae_jax.config.training import TrainingConfig
+from nvae_jax.training.regularizers import SpectralState
 from nvae_jax.training.state import init_state
 from nvae_jax.workdir import Workdir
 

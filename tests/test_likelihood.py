@@ -17,7 +17,7 @@ from nvae_jax.evaluation.likelihood import (
 from nvae_jax.evaluation.trained import image_keys
 from nvae_jax.model import NVAE, variable_shapes
 from nvae_jax.model.distributions import log_likelihood
-from nvae_jax.model.inference import fold
+from nvae_jax.model.folding import fold
 from nvae_jax.parallel import make_mesh
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

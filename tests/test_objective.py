@@ -18,7 +18,7 @@ from nvae_jax.training.objective import (
     kl_weight,
     regularization_weight,
 )
-from nvae_jax.training.settings import TrainingConfig
+from nvae_jax.config.training import TrainingConfig
 
 BALANCE_GROUPS = goldens.from_json(goldens.load("standalone")["kl_balancer_coeff/groups"])
 RULES = ("equal", "linear", "sqrt", "square")

@@ -12,7 +12,7 @@ import pytest
 from goldens import assert_close
 
 from nvae_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from nvae_jax.training.settings import TrainingConfig
+from nvae_jax.config.training import TrainingConfig
 
 # Compilation takes all the time here, so the compiler shall not optimise.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

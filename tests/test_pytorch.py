@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from nvae_jax.model import ModelConfig
 from nvae_jax.model.nvae import NVAE, effective_kernels
 from nvae_jax.training.objective import balance_targets, elbo_terms
-from nvae_jax.training.spectral import batch_norm_penalty
+from nvae_jax.training.regularizers import batch_norm_penalty
 
 torch = pytest.importorskip("torch")
 

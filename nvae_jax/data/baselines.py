@@ -1,4 +1,4 @@
-"""What independent pixels achieve: the likelihood that a model of an image has to beat."""
+"""What independent pixels achieve: the likelihood that a model of images has to beat."""
 
 from collections.abc import Iterator
 
@@ -7,78 +7,63 @@ import numpy as np
 
 from nvae_jax.data.loader import eval_batches
 from nvae_jax.data.sources import Dataset, Source
-from nvae_jax.data.transforms import prepare_eval, reduce_bits
+from nvae_jax.image_spec import ImageSpec
+
+_BATCH_SIZE = 64
 
 
-def num_dimensions(dataset: Dataset) -> int:
-    """Dimensions of an image that the likelihood counts: H * W * C without the border."""
-    height, width, channels = dataset.image_shape
-    return (height - 2 * dataset.border) * (width - 2 * dataset.border) * channels
-
-
-def independent_pixels(dataset: Dataset, num_bits: int) -> float:
+def independent_pixels(dataset: Dataset, image: ImageSpec) -> float:
     """Negative log-likelihood of the test split under independent pixels fitted on training data.
 
     Binary images: a Bernoulli for every pixel, its mean that of the training grey levels. Others:
     a histogram of levels for every channel, the same at all places. Both are fitted to the
     training images (whole ones where training takes random crops) and Laplace-smoothed (one more
     example of each outcome). The test images are those that a model is scored on, without the
-    border: binarised once and for all, or reduced to `num_bits`.
+    border: binarised once and for all, or reduced to the model's bits.
 
     Args:
       dataset: the dataset.
-      num_bits: bits per channel of images that are not binarised, from 1 to 8.
+      image: the images as the model sees them.
 
     Returns:
-      Nats per image; divide by ln 2 * `num_dimensions(dataset)` for bits per dimension.
-
-    Raises:
-      ValueError: `num_bits` is not from 1 to 8.
+      Nats per image; divide by ln 2 · `image.num_dimensions` for bits per dimension.
     """
-    nats = _bernoulli_nats(dataset) if dataset.binarize else _histogram_nats(dataset, num_bits)
+    nats = _bernoulli_nats(dataset, image) if image.binarize else _histogram_nats(dataset, image)
     return float(nats / len(dataset.test))
 
 
-def _bernoulli_nats(dataset: Dataset) -> float:
+def _bernoulli_nats(dataset: Dataset, image: ImageSpec) -> float:
     """Nats of the whole test split under a Bernoulli for every pixel."""
     total = np.zeros(())
-    for image in _images(dataset.train):
-        total = total + _inside(dataset, image) / 255
+    for levels in _inner_levels(dataset.train, image):
+        total = total + levels / 255
     mean = (total + 1) / (len(dataset.train) + 2)
-    nats = 0.0
-    for batch in eval_batches(dataset.test, batch_size=64):
-        levels, index = jnp.asarray(batch["image"]), jnp.asarray(batch["index"])
-        pixels = prepare_eval(levels, index, binarize=True, num_bits=8)
-        x = _inside(dataset, np.asarray(pixels, np.float64))
-        per_image = -(x * np.log(mean) + (1 - x) * np.log1p(-mean)).sum(axis=(1, 2, 3))
-        nats += batch["mask"] @ per_image
+    nats, left = 0.0, len(dataset.test)
+    for batch in eval_batches(dataset.test, _BATCH_SIZE):
+        pixels = image.evaluation_pixels(jnp.asarray(batch["image"]), jnp.asarray(batch["index"]))
+        x = np.asarray(image.without_border(pixels), np.float64)[:left]
+        nats -= (x * np.log(mean) + (1 - x) * np.log1p(-mean)).sum()
+        left -= len(x)
     return nats
 
 
-def _histogram_nats(dataset: Dataset, num_bits: int) -> float:
+def _histogram_nats(dataset: Dataset, image: ImageSpec) -> float:
     """Nats of the whole test split under a histogram of levels for every channel."""
-    train = _histogram(dataset, dataset.train, num_bits)
-    test = _histogram(dataset, dataset.test, num_bits)
+    train, test = (_histogram(source, image) for source in (dataset.train, dataset.test))
     smoothed = train + 1
     return -np.sum(test * np.log(smoothed / smoothed.sum(axis=1, keepdims=True)))
 
 
-def _histogram(dataset: Dataset, source: Source, num_bits: int) -> np.ndarray:
+def _histogram(source: Source, image: ImageSpec) -> np.ndarray:
     """Counts of the levels of a split, (C, 2**num_bits)."""
-    counts = np.zeros((dataset.image_shape[2], 2**num_bits), np.int64)
-    for image in _images(source):
-        levels = reduce_bits(_inside(dataset, image), num_bits)
+    counts = np.zeros((image.channels, 2**image.num_bits), np.int64)
+    for levels in _inner_levels(source, image):
+        reduced = image.reduce_bits(levels)
         for channel, count in enumerate(counts):
-            count += np.bincount(levels[..., channel].ravel(), minlength=count.size)
+            count += np.bincount(reduced[..., channel].ravel(), minlength=count.size)
     return counts
 
 
-def _images(source: Source) -> Iterator[np.ndarray]:
-    return (source[i] for i in range(len(source)))
-
-
-def _inside(dataset: Dataset, images: np.ndarray) -> np.ndarray:
-    """Images (..., H, W, C) without their border."""
-    height, width = images.shape[-3:-1]
-    border = dataset.border
-    return images[..., border : height - border, border : width - border, :]
+def _inner_levels(source: Source, image: ImageSpec) -> Iterator[np.ndarray]:
+    """The images of a split one by one, for they may differ in size, without the border."""
+    return (image.without_border(source[i][np.newaxis])[0] for i in range(len(source)))

@@ -1,22 +1,27 @@
-"""Image files as pixels: decoding and geometry, all by Pillow.
+"""Image files as pixels: decoding, by Pillow and for plain PNG files by ISA-L, and geometry.
 
 Resizing is bilinear with antialiasing, as Pillow does it and the original implementation used it.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import io
 import os
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
 
 from nvae_jax.data.png import read_together
+
+if TYPE_CHECKING:  # Pillow is not needed to describe images, only to read them
+    from PIL import Image
 
 CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}  # what an image of so many channels is to Pillow
 
 File = bytes | str | os.PathLike[str]
-Geometry = Callable[[Image.Image], Image.Image]
+Geometry = Callable[[Any], Any]  # from one of Pillow's images to another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +42,8 @@ class ImageReader:
 
     def __call__(self, file: File) -> np.ndarray:
         """The image that `file` is, encoded, or names."""
+        from PIL import Image
+
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as encoded:
             image = convert(encoded, self.channels)
         if self.geometry is not None:
@@ -61,6 +68,8 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
     Raises:
       ValueError: levels without a known range, or of more than 16 bits.
     """
+    from PIL import ExifTags, Image, ImageOps
+
     image.load()
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
@@ -88,6 +97,8 @@ def crop_and_resize(
 
 def stretch(image: Image.Image, height: int, width: int) -> Image.Image:
     """The image at `height` x `width`, whatever its proportions."""
+    from PIL import Image
+
     if image.size == (width, height):
         return image
     return image.resize((width, height), Image.Resampling.BILINEAR)
@@ -113,6 +124,8 @@ def cover_and_crop(image: Image.Image, height: int, width: int) -> Image.Image:
 
 def contain_and_pad(image: Image.Image, height: int, width: int) -> Image.Image:
     """The image, proportions kept, as large as fits `height` x `width`, between black borders."""
+    from PIL import Image
+
     scale = min(height / image.height, width / image.width)
     size = (max(1, round(image.height * scale)), max(1, round(image.width * scale)))
     image = stretch(image, *size)

@@ -5,7 +5,6 @@ step is the position. Batches do not depend on the number of threads or worker p
 processes of a multi-host run each read their own contiguous share of the same global batch.
 """
 
-import dataclasses
 import functools
 import sys
 import time
@@ -16,7 +15,9 @@ import grain
 import numpy as np
 from absl import flags
 
+from nvae_jax.data.loading import LoadingConfig
 from nvae_jax.data.sources import Dataset, Source, read_many
+from nvae_jax.errors import ConfigError, require
 
 Batch = dict[str, np.ndarray]
 
@@ -25,24 +26,9 @@ Batch = dict[str, np.ndarray]
 _SLOW = 3e-4
 _TIMED = 2  # examples that are read to know
 
+_DEFAULT_LOADING = LoadingConfig()
+
 _ORDER, _CROP = 0, 1  # what a random stream is for, so that no two are the same
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadingConfig:
-    """How batches are read; what is in them does not depend on it.
-
-    Raises `ValueError`, naming the field, when a value is impossible.
-    """
-
-    num_workers: int = 0  # processes that read; 0: threads of the training process read
-    prefetch: int = 2  # batches kept ready (by each worker), and threads where reading is slow
-
-    def __post_init__(self):
-        for name, least in (("num_workers", 0), ("prefetch", 1)):
-            value = getattr(self, name)
-            if value < least:
-                raise ValueError(f"loading.{name} is {value!r}; allowed: {least} or more")
 
 
 def steps_per_epoch(dataset: Dataset, batch_size: int) -> int:
@@ -56,13 +42,11 @@ def steps_per_epoch(dataset: Dataset, batch_size: int) -> int:
       batch_size: images in a global batch.
 
     Raises:
-      ValueError: `batch_size` is not from 1 to the number of training examples.
+      ConfigError: `batch_size` is not from 1 to the number of training examples.
     """
-    if not 1 <= batch_size <= len(dataset.train):
-        raise ValueError(
-            f"training.batch_size is {batch_size}; allowed: 1 to {len(dataset.train)}, "
-            f"the training examples of {dataset.name} in an epoch"
-        )
+    number = len(dataset.train)
+    allowed = f"1 to {number}, the training examples of {dataset.name} in an epoch"
+    require("training.batch_size", batch_size, 1 <= batch_size <= number, allowed)
     return len(dataset.train) // batch_size
 
 
@@ -72,7 +56,7 @@ def train_batches(
     seed: int,
     start_step: int = 0,
     *,
-    loading: LoadingConfig = LoadingConfig(),
+    loading: LoadingConfig = _DEFAULT_LOADING,
     process_index: int = 0,
     process_count: int = 1,
     put: Callable[[Batch], Any] | None = None,
@@ -100,7 +84,7 @@ def train_batches(
       int32 (B,), from 0. Its `close()` stops the workers.
 
     Raises:
-      ValueError: a batch size that does not fit the split or the processes; from the iterator: an
+      ConfigError: a batch size that does not fit the split or the processes; from the iterator: an
         example that cannot be read, by the name of its file.
     """
     steps_per_epoch(dataset, batch_size)
@@ -127,39 +111,41 @@ def train_batches(
 
 
 def eval_batches(
-    source: Source, batch_size: int, process_index: int = 0, process_count: int = 1
+    source: Source,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    index: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """One pass over a whole split in order; the last batch is filled up to full size.
-
-    The filling repeats the last example under a mask of 0, so that
-    `sum(mask * value) / sum(mask)`, both over all batches and processes, is the split's exact mean.
+    """One pass over a split in order; the last batch is filled up with its last example.
 
     Args:
       source: the split.
       batch_size: images in a global batch.
       process_index: which process of a multi-host run this is.
       process_count: how many there are; it divides `batch_size`.
+      index: (N,) the positions in the split to read, in this order; None: the whole split.
 
     Returns:
-      An iterator over ceil(len(source) / batch_size) batches of B = batch_size / process_count
-      examples: "image" uint8 (B, H, W, C), levels 0-255; "index" int32 (B,), positions in the
-      split; "mask" float32 (B,), 1 for an example and 0 for filling.
+      An iterator over ceil(N / batch_size) batches of B = batch_size / process_count examples:
+      "image" uint8 (B, H, W, C), levels 0-255; "index" int32 (B,), positions in the split.
 
     Raises:
-      ValueError: a batch size that does not fit the processes.
+      ConfigError: a batch size that does not fit the processes; from the iterator: an example that
+        cannot be read.
     """
     share = _share(batch_size, process_index, process_count)
+    number = len(source) if index is None else len(index)
 
     def read(step: int) -> Batch:
-        position = step * batch_size + share
-        index = np.minimum(position, len(source) - 1)
+        position = np.minimum(step * batch_size + share, number - 1)
+        chosen = position if index is None else index[position]
         return {
-            "image": np.stack(read_many(source, index)),
-            "index": index.astype(np.int32),
-            "mask": (position < len(source)).astype(np.float32),
+            "image": np.stack(read_many(source, chosen)),
+            "index": np.asarray(chosen, np.int32),
         }
 
-    steps = -(-len(source) // batch_size)
+    steps = -(-number // batch_size)
     options = _read_options(2, source)
     return iter(grain.MapDataset.range(steps).map(read).to_iter_dataset(options))
 
@@ -175,9 +161,9 @@ def _read_training_batch(
         index[epoch == e] = _epoch_order(number, seed, int(e))[place[epoch == e]]
     images = read_many(dataset.train, index)
     if dataset.random_crop:
-        height, width, _ = dataset.image_shape
+        height, width, _ = dataset.image.shape
         images = [
-            _random_crop(image, height, width, np.random.default_rng((seed, _CROP, e, i)))
+            random_crop(image, height, width, np.random.default_rng((seed, _CROP, e, i)))
             for image, e, i in zip(images, epoch.tolist(), index.tolist(), strict=True)
         ]
     return {
@@ -195,9 +181,7 @@ def _epoch_order(number: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, _ORDER, epoch)).permutation(number)
 
 
-def _random_crop(
-    image: np.ndarray, height: int, width: int, rng: np.random.Generator
-) -> np.ndarray:
+def random_crop(image: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """A view of `height` x `width` pixels into (H, W, C), every place equally likely."""
     top = rng.integers(image.shape[0] - height, endpoint=True)
     left = rng.integers(image.shape[1] - width, endpoint=True)
@@ -207,7 +191,7 @@ def _random_crop(
 def _share(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
     """The places in a global batch that one process reads, in a row: (B,)."""
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
+        raise ConfigError(
             f"batch_size is {batch_size}; allowed: "
             f"positive multiples of the number of processes, {process_count}"
         )

@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from isal import isal_zlib
-from PIL import Image
 
 _START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"
 _COLOURS = {"L": 0, "RGB": 2, "RGBA": 6}  # PNG's name for Pillow's
@@ -81,6 +79,8 @@ def _size(header: bytes, mode: str) -> tuple[int, int] | None:
 
 def _inflate(pixels: bytes, size: int) -> bytes:
     """What was compressed, which has to be `size` bytes; it never takes much more memory."""
+    from isal import isal_zlib
+
     inflater = isal_zlib.decompressobj()
     inflated = inflater.decompress(pixels, size + 1)
     if len(inflated) != size or not inflater.eof:
@@ -90,6 +90,8 @@ def _inflate(pixels: bytes, size: int) -> bytes:
 
 def _decode(pixels: Iterable[bytes], mode: str, height: int, width: int) -> np.ndarray:
     """Images of one size, (N, H, W, C), from their pixels, filtered and compressed."""
+    from PIL import Image
+
     row = 1 + width * len(mode)  # a filter's number and filtered levels
     images = [_inflate(p, height * row) for p in pixels]
     # Filters look at the row above, which is zeros for the first row of an image.

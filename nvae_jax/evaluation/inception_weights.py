@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from nvae_jax.errors import require
 from nvae_jax.evaluation.inception import feature_shapes
-from nvae_jax.options import require
 
 EPSILON = 1e-3  # of its batch norms
 GRAPH = "classify_image_graph_def.pb"  # in the archive

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from nvae_jax.data.sources import Dataset, Source
-from nvae_jax.data.transforms import prepare_eval
+from nvae_jax.data.loader import random_crop
+from nvae_jax.data.sources import Dataset, Source, read_many
+from nvae_jax.errors import reading, require
 from nvae_jax.evaluation.trained import TrainedModel
-from nvae_jax.options import require
+from nvae_jax.image_spec import ImageSpec
 
 SPLITS = ("train", "test")
 
@@ -20,51 +21,56 @@ SPLITS = ("train", "test")
 def fixed_split(dataset: Dataset, split: str) -> Source:
     """A split at the size that the model sees.
 
-    Of images that training crops at random, example i has one crop for good, at a place drawn by i.
+    Where training crops images at random, example i has one crop for good, at a place drawn by i.
 
-    Raises: ValueError if there is no such split.
+    Raises:
+      ConfigError: there is no such split.
     """
     require("split", split, split in SPLITS, ", ".join(SPLITS))
     source = getattr(dataset, split)
     cropped = dataset.random_crop and split == "train"
-    return _FixedCrops(source, dataset.image_shape) if cropped else source
+    return _FixedCrops(source, dataset.image) if cropped else source
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _FixedCrops:
     source: Source
-    image_shape: tuple[int, int, int]
+    image: ImageSpec
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int, /) -> np.ndarray:
-        image, rng = self.source[index], np.random.default_rng(index)
-        height, width, _ = self.image_shape
-        top = rng.integers(image.shape[0] - height, endpoint=True)
-        left = rng.integers(image.shape[1] - width, endpoint=True)
-        return image[top : top + height, left : left + width]
+        height, width, _ = self.image.shape
+        return random_crop(self.source[index], height, width, np.random.default_rng(index))
+
+
+def read_pixels(image: ImageSpec, source: Source, index: Sequence[int]) -> np.ndarray:
+    """Evaluation pixels (N, H, W, C) of the examples of a split at the positions `index` (N,)."""
+    return _pixels(image, read_many(source, index), index)
 
 
 def load_images(model: TrainedModel, names: Sequence[str], field: str) -> np.ndarray:
     """The images that `names` stand for, as the model sees them.
 
-    A name is `test:3`, `train:0-7` (both ends are meant), or the path of an image file, which is
-    cut and scaled to the model's size (Pillow, bilinear) and gets the border that the model
-    expects. Binary models see binarised images, the same at every call.
+    A name is `test:3`, `train:0-7` (both ends included), or the path of an image file, which is
+    cropped and scaled to the model's size (Pillow, bilinear) and padded with the border that the
+    model expects. Binary models see binarised images, the same at every call. The dataset is opened
+    only if a name stands for examples of it.
 
     Args:
-      model: whose dataset and size are meant.
-      names: of images.
+      model: the model; its dataset and image size are meant.
+      names: the names of the images.
       field: what to call `names` in messages.
 
     Returns: (N, H, W, C) float32 in [0, 1].
 
     Raises:
-      ValueError: a name is not of these forms, or beyond the end of its split.
-      FileNotFoundError: there is no such file.
+      ConfigError: a name is not of these forms or beyond the end of its split, or a file is missing
+        or cannot be read.
     """
-    require(field, tuple(names), len(names) > 0, "test:3, train:0-7 or files of images")
+    require(field, tuple(names), len(names) > 0, "test:3, train:0-7 or image files")
+    image = model.config.image
     levels: list[np.ndarray] = []
     index: list[int] = []
     for name in names:
@@ -73,29 +79,30 @@ def load_images(model: TrainedModel, names: Sequence[str], field: str) -> np.nda
             first, last = int(found[2]), int(found[3] or found[2])
             inside = first <= last < len(source)
             require(field, name, inside, f"{found[1]}:0 to {found[1]}:{len(source) - 1}")
-            levels += [source[i] for i in range(first, last + 1)]
+            levels += read_many(source, range(first, last + 1))
             index += range(first, last + 1)
         else:
-            levels.append(_read_file(model, name))
+            levels.append(_read_file(image, name, field))
             index.append(len(index))
-    x = prepare_eval(
-        jnp.asarray(np.stack(levels)),
-        jnp.asarray(index),
-        binarize=model.dataset.binarize,
-        num_bits=model.config.num_bits,
-    )
-    return np.asarray(x)
+    return _pixels(image, levels, index)
 
 
-def _read_file(model: TrainedModel, name: str) -> np.ndarray:
+def _pixels(image: ImageSpec, levels: Sequence[np.ndarray], index: Sequence[int]) -> np.ndarray:
+    pixels = image.evaluation_pixels(jnp.asarray(np.stack(levels)), jnp.asarray(index))
+    return np.asarray(pixels)
+
+
+def _read_file(spec: ImageSpec, name: str, field: str) -> np.ndarray:
+    """The levels of an image file, (H, W, C) uint8."""
     from PIL import Image, ImageOps
 
-    height, width, channels = model.config.image_shape
-    border = model.config.border
+    height, width, channels = spec.inner_shape
     modes = {1: "L", 3: "RGB"}
-    require("image_shape", model.config.image_shape, channels in modes, "1 or 3 channels of files")
-    with Image.open(name) as file:
-        size = (width - 2 * border, height - 2 * border)
-        image = ImageOps.fit(file.convert(modes[channels]), size, Image.Resampling.BILINEAR)
-    padding = ((border, border), (border, border), (0, 0))
-    return np.pad(np.asarray(image).reshape(size[1], size[0], channels), padding)
+    require("model.image_shape", spec.shape, channels in modes, "1 or 3 channels, to read files")
+    allowed = "test:3, train:0-7 or image files"
+    # Pillow raises all kinds of exceptions for broken files.
+    broken = (ValueError, SyntaxError, EOFError, TypeError)
+    with reading(field, name, allowed, *broken), Image.open(name) as file:
+        image = file.convert(modes[channels])
+    fitted = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    return spec.with_border(np.asarray(fitted).reshape(1, height, width, channels))[0]

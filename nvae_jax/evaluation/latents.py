@@ -1,9 +1,10 @@
-"""Into latents and back."""
+"""The latents of images, and the images of latents."""
 
 from __future__ import annotations
 
 import functools
 import os
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from nvae_jax.errors import reading, require
 from nvae_jax.evaluation.sampling import decoded_mean
 from nvae_jax.evaluation.trained import TrainedModel, image_keys, image_noise
 from nvae_jax.model import Latents, ModelConfig
-from nvae_jax.model.distributions import without_border
-from nvae_jax.model.inference import FoldedNVAE
-from nvae_jax.options import require
+from nvae_jax.model.folding import FoldedNVAE
 
 Space = Literal["noise", "latents"]
 
@@ -31,10 +31,10 @@ def encode_images(
     """Latents of images, as NumPy arrays.
 
     Args:
-      model: to encode with.
+      model: the model.
       x: (N, H, W, C) in [0, 1], as `inputs.load_images` returns them.
       posterior_temperature: multiplies the posterior's noise: 1 draws, 0 gives means.
-      seed: of the draws; image i depends on it and on i alone.
+      seed: seeds the draws; image i depends on the seed and on i alone.
       batch_size: images at a time on each device.
     """
     arrays = {"x": x, "index": np.arange(len(x), dtype=np.uint32)}
@@ -68,13 +68,13 @@ def decode_latents(
     """Decodes latents; groups that are not given are drawn from the prior.
 
     Args:
-      model: to decode with.
-      latents: (N, h, w, Z), one a group, top-down.
+      model: the model.
+      latents: (N, h, w, Z) per group, top-down.
       space: what they are, `Latents.values` or `Latents.noise`. A group's noise means the same
         relative to the groups above it, whatever these are.
       given: (N, groups) bool; all, by default.
-      temperatures: of the prior, one number or (groups,).
-      seed: of the draws from the prior.
+      temperatures: one number or (groups,), which multiply the prior's sigma.
+      seed: seeds the draws from the prior.
       index: (N,) numbers of the draws; equal numbers get equal draws.
       batch_size: images at a time on each device.
 
@@ -125,7 +125,8 @@ def chosen_groups(
 
     Returns: (groups,) bool.
 
-    Raises: ValueError if there is no such scale or group.
+    Raises:
+      ConfigError: there is no such scale or group.
     """
     scale_of = _scale_of_groups(config)
     if scales is None and groups is None:
@@ -142,7 +143,8 @@ def top_groups(config: ModelConfig, keep: Sequence[int] | None, unit: str) -> np
 
     Returns: (len(keep), groups) bool.
 
-    Raises: ValueError if a k is not from 0 to their number.
+    Raises:
+      ConfigError: a k is not from 0 to their number.
     """
     scale_of = _scale_of_groups(config)
     place = scale_of if unit == "scales" else np.arange(len(scale_of))
@@ -160,21 +162,27 @@ def _scale_of_groups(config: ModelConfig) -> np.ndarray:
 
 
 def read_latents(config: ModelConfig, path: str | os.PathLike[str]) -> Latents:
-    """What `encode` has written.
+    """The latents in a file that the mode `encode` has written.
 
-    Raises: ValueError if these are not latents of such a model.
+    Raises:
+      ConfigError: the file is missing or broken, or its latents are another model's.
     """
-    with np.load(path) as file:
-        arrays: Mapping[str, np.ndarray] = dict(file)
+    allowed = "an .npz file that the mode encode has written"
+    broken = (ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile)
+    arrays: Mapping[str, np.ndarray]
+    with reading("latents", path, allowed, *broken), open(path, "rb") as stream:
+        arrays = dict(np.load(stream))
     groups = range(config.total_groups)
     names = {kind: [f"{kind}_{g:02d}" for g in groups] for kind in ("values", "noise")}
     for names_of_kind in names.values():
         shapes = [arrays[name].shape[1:] if name in arrays else None for name in names_of_kind]
         wanted = list(config.latent_shapes)
-        require(f"shapes of latents in {path}", shapes, shapes == wanted, str(wanted))
+        require(
+            f"latents is {os.fspath(path)!r}, whose shape", shapes, shapes == wanted, str(wanted)
+        )
     return Latents(**{kind: [arrays[name] for name in some] for kind, some in names.items()})
 
 
 def inputs_of(config: ModelConfig, x: np.ndarray) -> np.ndarray:
     """Images as they are shown, without the border."""
-    return np.asarray(without_border(config, jnp.asarray(x)))
+    return config.image.without_border(np.asarray(x))

@@ -12,82 +12,77 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh
 
-from nvae_jax.data.transforms import prepare_eval
+from nvae_jax.compilation import compiled_together, jit_on
+from nvae_jax.evaluation.batches import on_pixels, over_split
 from nvae_jax.evaluation.trained import image_keys
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.distributions import log_likelihood
-from nvae_jax.model.inference import FoldedNVAE
+from nvae_jax.model.folding import FoldedNVAE
 from nvae_jax.model.nvae import NVAE
-from nvae_jax.parallel import batch_sharding, jit_on, replicated, shard_batch
-from nvae_jax.processes import compiled_together
+from nvae_jax.parallel import batch_sharding, replicated
 
 if TYPE_CHECKING:
-    from nvae_jax.data.sources import Dataset
-
-Sums = Callable[[Any, dict[str, Array], Array], dict[str, Array]]
+    from nvae_jax.data.sources import Source
 
 
-def make_validation_sums(config: ModelConfig, binarize: bool, mesh: Mesh) -> Sums:
-    """A jitted function `(variables, batch, number)` to sums over a batch of the test split.
+def make_validation_terms(config: ModelConfig, mesh: Mesh) -> Callable[..., dict[str, Array]]:
+    """A compiled function `(variables, batch, number)` to the terms of the NELBO of test images.
 
     Args:
-      config: of the model.
-      binarize: whether the data's pixels are Bernoulli draws.
+      config: the model's configuration.
       mesh: the devices.
 
-    Returns: of the function: `count` of the images that its mask leaves, and their summed
-      `reconstruction` () and `group_kl` (groups,) in nats, one draw an image. The batch is one of
-      `eval_batches`; its number decides the draws.
+    Returns: the function. Its batch is one of `eval_batches`, and the batch's number decides the
+      draws. It returns `reconstruction` (B,) and `group_kl` (B, groups) in nats, one draw per
+      image.
     """
     model = NVAE(config)
 
-    def sums(variables: Any, batch: dict[str, Array], number: Array) -> dict[str, Array]:
-        x = prepare_eval(
-            batch["image"], batch["index"], binarize=binarize, num_bits=config.num_bits
-        )
+    def terms(variables: Any, x: Array, index: Array, number: Array) -> dict[str, Array]:
+        del index
         key = jax.random.fold_in(jax.random.key(0), number)
         output: Any = model.apply(variables, x, train=False, rngs={"sample": key})
-        mask = batch["mask"]
         return {
-            "count": mask.sum(),
-            "reconstruction": -(mask * log_likelihood(config, output.logits, x)).sum(),
-            "group_kl": mask @ output.kl,
+            "reconstruction": -log_likelihood(config, output.logits, x),
+            "group_kl": output.kl,
         }
 
-    shardings = (None, batch_sharding(mesh), None)
-    return jit_on(mesh, sums, in_shardings=shardings, out_shardings=replicated(mesh))
+    return jit_on(
+        mesh,
+        on_pixels(config.image, terms),
+        in_shardings=(None, batch_sharding(mesh), None),
+        out_shardings=replicated(mesh),
+    )
 
 
 def make_validation(
-    config: ModelConfig, dataset: Dataset, batch_size: int, mesh: Mesh
+    config: ModelConfig, test: Source, batch_size: int, mesh: Mesh
 ) -> Callable[[Any], dict[str, np.ndarray]]:
-    """A function from a model's variables to means over the whole test split, one draw an image.
+    """A function from a model's variables to means over the whole test split, one draw per image.
 
-    The split, its binarisation and the latents' noise are the same at every call; the last batch,
-    filled up, counts by its real images alone.
+    The split, its binarisation and the latents' noise are the same at every call.
 
     Args:
-      config: of the model.
-      dataset: whose test split is scored.
+      config: the model's configuration.
+      test: the test split.
       batch_size: images at a time, over all devices.
       mesh: the devices.
 
-    Returns: of the function: `nelbo`, `reconstruction` and `kl` in nats an image, and `group_kl`
-      (groups,), top-down.
+    Returns: the function. It returns `nelbo`, `reconstruction` and `kl` in nats per image, and
+      `group_kl` (groups,), top-down.
     """
-    sums = compiled_together(make_validation_sums(config, dataset.binarize, mesh), "validation")
+    terms = compiled_together(make_validation_terms(config, mesh), "validation")
+    index = np.arange(len(test))
 
     def validate(variables: Any) -> dict[str, np.ndarray]:
-        from nvae_jax.data.loader import eval_batches
+        def compute(first: int, batch: Any) -> Any:
+            return terms(variables, batch, jnp.asarray(first // batch_size))
 
-        batches = eval_batches(dataset.test, batch_size, jax.process_index(), jax.process_count())
-        parts = [
-            sums(variables, shard_batch(mesh, batch), jnp.asarray(number))
-            for number, batch in enumerate(batches)
-        ]
-        totals = jax.tree.map(lambda *x: np.sum(jax.device_get(x), 0), *parts)
-        count = totals.pop("count")
-        means = {name: total / count for name, total in totals.items()}
+        parts = [part for _, part in over_split(mesh, compute, test, index, batch_size)]
+        means = {
+            name: np.concatenate([part[name] for part in parts]).mean(0, dtype=np.float64)
+            for name in parts[0]
+        }
         means["kl"] = means["group_kl"].sum()
         return means | {"nelbo": means["reconstruction"] + means["kl"]}
 
@@ -115,7 +110,7 @@ def importance_weighted_bound(
 ) -> BoundEstimate:
     """The importance-weighted bound of Burda et al. (2016), with memory that K does not change.
 
-    The logarithms of sums of weights are streamed: no more than `draws_at_once` weights an image
+    The logarithms of sums of weights are streamed: no more than `draws_at_once` weights per image
     exist at a time.
 
     Args:
@@ -124,7 +119,8 @@ def importance_weighted_bound(
       counts: the values of k, rising; the last one is K.
       draws_at_once: n.
 
-    Raises: ValueError if counts are not positive and rising, or `draws_at_once` is not positive.
+    Raises:
+      ValueError: counts are not positive and rising, or `draws_at_once` is not positive.
     """
     rising = all(a < b for a, b in zip((0, *counts), counts, strict=False)) and bool(counts)
     if not rising or draws_at_once < 1:
@@ -172,10 +168,10 @@ def make_image_likelihood(
     """A function `(variables, x, index)` to what is known of each image's log-likelihood, in nats.
 
     x is (B, H, W, C) in [0, 1]; index (B,) numbers the images: with the seed it decides their
-    draws. The bottom-up tower runs once, the top-down tower once a draw.
+    draws. The bottom-up tower runs once, the top-down tower once per draw.
 
     Args:
-      config: of the model; the variables are those of a `FoldedNVAE`.
+      config: the model's configuration; the variables are those of a `FoldedNVAE`.
       counts: of draws, see `importance_weighted_bound`.
       draws_at_once: of each image; memory grows with it, but not with the counts.
       seed: of the draws.

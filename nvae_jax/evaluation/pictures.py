@@ -6,38 +6,31 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from nvae_jax.data.sources import Dataset
-from nvae_jax.data.transforms import prepare_eval
+from nvae_jax.data.sources import Source
+from nvae_jax.evaluation.inputs import read_pixels
 from nvae_jax.evaluation.sampling import make_reconstructor, make_sampler
 from nvae_jax.model.architecture import ModelConfig
-from nvae_jax.model.distributions import without_border
 
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
 COLUMNS = 8
 
 
-def make_pictures(config: ModelConfig, dataset: Dataset) -> Callable[[Any], dict[str, np.ndarray]]:
+def make_pictures(config: ModelConfig, test: Source) -> Callable[[Any], dict[str, np.ndarray]]:
     """A function from a model's variables to its pictures, each (N, h, w, C) in [0, 1].
 
-    `samples`: a row of COLUMNS images a temperature, all rows from the same noise.
+    `samples`: a row of COLUMNS images per temperature, all rows from the same noise.
     `reconstructions`: rows of COLUMNS test images, each above a row of their reconstructions.
     The noise and the test images are the same at every call.
     """
     sample = make_sampler(config, COLUMNS)
     reconstruct = make_reconstructor(config)
     # From all over the split, because neighbours in it may look alike.
-    count = min(2 * COLUMNS, len(dataset.test) // COLUMNS * COLUMNS)
-    index = np.arange(count) * (len(dataset.test) // max(count, 1))
-    x = prepare_eval(
-        jnp.stack([dataset.test[int(i)] for i in index]),
-        jnp.asarray(index),
-        binarize=dataset.binarize,
-        num_bits=config.num_bits,
-    )
-    inputs = np.asarray(without_border(config, x))
+    count = min(2 * COLUMNS, len(test) // COLUMNS * COLUMNS)
+    index = np.arange(count) * (len(test) // max(count, 1))
+    x = read_pixels(config.image, test, index)
+    inputs = config.image.without_border(x)
 
     def draw(variables: Any) -> dict[str, np.ndarray]:
         key = jax.random.key(0)
@@ -54,11 +47,11 @@ def make_pictures(config: ModelConfig, dataset: Dataset) -> Callable[[Any], dict
 
 
 def draw_curves(records: Sequence[Mapping[str, float]], baseline: float, title: str) -> np.ndarray:
-    """Training and validation NELBO by step, and the training KL of every group.
+    """Training and validation NELBO by step, and the training KL per group.
 
     Args:
-      records: what a run measured, in the order of steps, as `Workdir.read_metrics` returns it.
-      baseline: NELBO of independent pixels, in nats an image.
+      records: what a run measured, in the order of steps, as `Records.read_metrics` returns it.
+      baseline: NELBO of independent pixels, in nats per image.
       title: of the picture.
 
     Returns: (H, W, 3) in [0, 1].
@@ -73,7 +66,7 @@ def draw_curves(records: Sequence[Mapping[str, float]], baseline: float, title: 
     left.axhline(baseline, color="grey", linestyle="--", label="independent pixels")
     lowest = min((r["validation/nelbo"] for r in records if "validation/nelbo" in r), default=0.0)
     left.set_ylim(lowest - 0.1 * abs(baseline - lowest), baseline + 0.5 * abs(baseline - lowest))
-    left.set(xlabel="step", ylabel="NELBO, nats an image", title=title)
+    left.set(xlabel="step", ylabel="NELBO, nats per image", title=title)
     left.legend()
 
     groups = sorted({name for r in records for name in r if name.startswith("train/group_kl/")})
@@ -82,7 +75,7 @@ def draw_curves(records: Sequence[Mapping[str, float]], baseline: float, title: 
         color = matplotlib.colormaps["viridis"](i / max(len(groups) - 1, 1))
         ends = i in (0, len(groups) - 1)
         right.plot(*zip(*points, strict=True), color=color, label=f"group {i}" if ends else None)
-    right.set(xlabel="step", ylabel="KL, nats an image", title="KL of every group, from the top")
+    right.set(xlabel="step", ylabel="KL, nats per image", title="KL of every group, from the top")
     right.legend()
     return _pixels(figure)
 
@@ -91,7 +84,7 @@ def draw_groups(groups: Sequence[Mapping[str, float]]) -> np.ndarray:
     """KL and active channels of every group as bars, coloured by scale.
 
     Args:
-      groups: top-down, each with `scale`, `kl` in nats an image, `active_channels` and `channels`.
+      groups: top-down, each with `scale`, `kl` in nats per image, `active_channels` and `channels`.
 
     Returns: (H, W, 3) in [0, 1].
     """
@@ -99,7 +92,7 @@ def draw_groups(groups: Sequence[Mapping[str, float]]) -> np.ndarray:
     numbers = range(len(groups))
     colors = [f"C{int(group['scale'])}" for group in groups]
     left.bar(numbers, [group["kl"] for group in groups], color=colors)
-    left.set(xlabel="group, from the top", ylabel="KL, nats an image")
+    left.set(xlabel="group, from the top", ylabel="KL, nats per image")
     right.bar(numbers, [group["channels"] for group in groups], color="lightgrey")
     right.bar(numbers, [group["active_channels"] for group in groups], color=colors)
     right.set(xlabel="group, from the top", ylabel="active channels")
@@ -111,7 +104,7 @@ def draw_bounds(bounds: Sequence[Mapping[str, float]], elbo: float) -> np.ndarra
 
     Args:
       bounds: rising in `draws`, each with `nats` of -log p(x) and its `standard_error`.
-      elbo: the ELBO, nats an image, for comparison.
+      elbo: the ELBO, nats per image, for comparison.
 
     Returns: (H, W, 3) in [0, 1].
     """
@@ -121,10 +114,10 @@ def draw_bounds(bounds: Sequence[Mapping[str, float]], elbo: float) -> np.ndarra
     errors = [bound["standard_error"] for bound in bounds]
     left.errorbar(draws, nats, errors, marker="o", capsize=3)
     left.axhline(elbo, color="grey", linestyle="--", label="ELBO")
-    left.set(xscale="log", xlabel="draws K", ylabel="bound of log p(x), nats an image")
+    left.set(xscale="log", xlabel="draws K", ylabel="bound of log p(x), nats per image")
     left.legend()
     right.plot(draws, nats - nats[0], marker="o")
-    right.set(xscale="log", xlabel="draws K", ylabel="gain on one draw, nats an image")
+    right.set(xscale="log", xlabel="draws K", ylabel="gain on one draw, nats per image")
     return _pixels(figure)
 
 

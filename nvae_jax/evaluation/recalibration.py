@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import io
 import json
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
-from nvae_jax.evaluation.files import npz
+from nvae_jax.errors import reading
 from nvae_jax.evaluation.trained import TrainedModel
 from nvae_jax.model import NVAE, ModelConfig
 from nvae_jax.parallel import replicated
@@ -35,15 +37,16 @@ def recalibrate(
     the decoder's statistics change. All devices compute the same.
 
     Args:
-      model: to start from.
+      model: the model whose statistics are the start.
       temperatures: (groups,), top-down.
-      batches: how many.
-      batch_size: samples in each.
-      seed: of the samples.
+      batches: the number of batches.
+      batch_size: samples per batch.
+      seed: seeds the samples.
 
     Returns: `batch_stats`, like the model's.
 
-    Raises: FloatingPointError if they are not finite.
+    Raises:
+      FloatingPointError: they are not finite.
     """
     step = model.compile(_update(model.config, batch_size))
     batch_stats = model.variables["batch_stats"]
@@ -100,7 +103,7 @@ def recalibrated(
     `recalibrated/step_<step>_<digest>.npz` holds them with their provenance: the step, the
     arguments, all temperatures.
 
-    Args and errors as of `recalibrate`. A model without batch norm comes back as it is.
+    Arguments and errors are those of `recalibrate`. A model without batch norm comes back as it is.
     """
     if not model.variables["batch_stats"]:
         return model
@@ -117,12 +120,15 @@ def recalibrated(
     name = f"recalibrated/step_{model.step}_{digest}.npz"
     path = model.workdir.path / name
     if path.exists():
-        with np.load(path) as file:
-            arrays = {key: file[key] for key in file if key != "provenance"}
+        broken = (ValueError, EOFError, zipfile.BadZipFile)
+        with reading("recalibrated statistics", path, "a whole file, or none", *broken):
+            arrays = dict(np.load(io.BytesIO(path.read_bytes())))
+        del arrays["provenance"]
         model.workdir.log(f"recalibrated statistics from {path}")
         batch_stats = jax.device_put(unflatten_dict(arrays, sep="/"), replicated(model.mesh))
     else:
         batch_stats = recalibrate(model, temperatures, batches, batch_size, seed)
-        named = flatten_dict(batch_stats, sep="/")
-        model.workdir.write(name, npz(provenance=np.asarray(provenance), **named))
+        file = io.BytesIO()
+        np.savez(file, provenance=np.asarray(provenance), **flatten_dict(batch_stats, sep="/"))
+        model.workdir.write(name, file.getvalue())
     return dataclasses.replace(model, variables={**model.variables, "batch_stats": batch_stats})

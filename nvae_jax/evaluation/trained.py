@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
 import math
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,17 +14,17 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from nvae_jax.config import from_mapping
+from nvae_jax.compilation import jit_on
+from nvae_jax.errors import require
+from nvae_jax.evaluation.batches import Compute, Progress, on_pixels, over_arrays, over_split
 from nvae_jax.model import ModelConfig, variable_shapes
-from nvae_jax.model.inference import fold
-from nvae_jax.options import require
-from nvae_jax.parallel import jit_on, make_mesh, replicated, shard_batch
+from nvae_jax.model.folding import fold
+from nvae_jax.parallel import make_mesh, replicated
 
-if TYPE_CHECKING:
-    from nvae_jax.data.sources import Dataset
+if TYPE_CHECKING:  # not needed by the compiled functions, which run with JAX and Flax alone
+    from nvae_jax.config.run import RunConfig
+    from nvae_jax.data.sources import Dataset, Source
     from nvae_jax.workdir import Workdir
-
-_LOG_SECONDS = 10.0  # between two lines about progress
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,153 +33,149 @@ class TrainedModel:
 
     Attributes:
       workdir: the run's folder.
-      config: of the model.
-      dataset: that it was trained on.
+      run: the run's configuration.
       mesh: the devices.
       variables: `params` (the averaged ones where the run keeps them) and `batch_stats`, on every
         device.
-      step: of the checkpoint.
+      step: the checkpoint's step.
     """
 
     workdir: Workdir
-    config: ModelConfig
-    dataset: Dataset
+    run: RunConfig
     mesh: Mesh
     variables: dict[str, Any]
     step: int
 
-    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A compiled `function`, whose outputs every device gets whole.
+    @property
+    def config(self) -> ModelConfig:
+        """The model's configuration."""
+        return self.run.model
 
-        The same function again is not compiled again.
+    @functools.cached_property
+    def dataset(self) -> Dataset:
+        """The data that the model was trained on, opened on first use.
+
+        Raises:
+          ConfigError: the data is missing or broken.
         """
-        return jit_on(self.mesh, function, out_shardings=replicated(self.mesh))
+        return self.run.open_data()
 
     @functools.cached_property
     def folded(self) -> dict[str, Any]:
-        """The variables as a `FoldedNVAE` takes them."""
+        """The variables of a `FoldedNVAE`."""
         return self.compile(functools.partial(fold, self.config))(self.variables)
 
-    def in_batches(
-        self,
-        compiled: Callable[..., Any],
-        number: int,
-        batch_size: int,
-        read: Callable[[np.ndarray], Any],
-        what: str | None = None,
-        start: int = 0,
-        constants: tuple[Any, ...] = (),
-    ) -> Iterator[tuple[int, Any]]:
-        """Runs a compiled function over numbered items, a batch at a time.
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A compiled `function`, whose outputs every device has whole.
 
-        Every device always gets `batch_size` items, so how many devices there are does not change
-        what one of them computes; the last batch is filled up with the last item. The next batch is
-        read while the devices work.
+        A function that was compiled before is not compiled again.
+        """
+        return jit_on(self.mesh, function, out_shardings=replicated(self.mesh))
+
+    def progress(self, what: str, done: int = 0) -> Progress:
+        """Lines about long work in the run's log."""
+        return Progress(self.workdir.log, what, done)
+
+    def over_split(
+        self,
+        function: Callable[..., Any],
+        source: Source,
+        index: np.ndarray,
+        batch_size: int,
+        progress: Progress,
+    ) -> Iterator[tuple[int, Any]]:
+        """Runs a function over examples of a split, see `batches.over_split`.
 
         Args:
-          compiled: of `compile`; called with `folded`, a batch, and the constants.
-          number: how many items there are.
-          batch_size: items at a time on each device.
-          read: from item numbers (B,) to a batch, a tree of NumPy arrays (B, …).
-          what: what the items are, for lines about progress; None: none.
-          start: the first item that is wanted.
-          constants: further arguments, the same for all batches.
-
-        Yields: the number of the first item, and the outputs of the batch without its filling, as
-          NumPy arrays.
+          function: `(folded variables, x, index)`, with pixels x (B, H, W, C) in [0, 1].
+          source: the split.
+          index: (N,) positions of the examples in it.
+          batch_size: examples at a time on each device.
+          progress: where to say how far the work is.
         """
-        devices = self.mesh.size
-        share = batch_size * devices // jax.process_count()
-        position = jax.process_index() * share + np.arange(share)
-        previous: tuple[int, Any] | None = None
-        compiled_at = logged = time.monotonic()
+        compute = self._compute(on_pixels(self.config.image, function))
+        size = batch_size * self.mesh.size
+        return over_split(self.mesh, compute, source, index, size, progress)
 
-        def finish(first: int, outputs: Any) -> tuple[int, Any]:
-            nonlocal compiled_at, logged
-            count = min(batch_size * devices, number - first)
-            arrays = jax.tree.map(lambda x: np.asarray(x)[:count], outputs)
-            now, done = time.monotonic(), first - start
-            if done == 0:
-                compiled_at = now
-            elif what and now - logged > _LOG_SECONDS and first + count < number:
-                logged, rate = now, done / (now - compiled_at)
-                left = datetime.timedelta(seconds=round((number - first - count) / rate))
-                line = f"{first + count:,}/{number:,} {what}, {rate:.3g}/s, {left} left"
-                self.workdir.log(line)
-            return first, arrays
+    def over_arrays(
+        self,
+        function: Callable[..., Any],
+        arrays: Any,
+        batch_size: int,
+        what: str,
+        constants: tuple[Any, ...] = (),
+        done: int = 0,
+    ) -> Iterator[tuple[int, Any]]:
+        """Runs a function over the rows of arrays, see `batches.over_arrays`.
 
-        for first in range(start, number, batch_size * devices):
-            batch = shard_batch(self.mesh, read(np.minimum(first + position, number - 1)))
-            running = first, compiled(self.folded, batch, *constants)
-            if previous is not None:
-                yield finish(*previous)
-            previous = running
-        if previous is not None:
-            yield finish(*previous)
+        Args:
+          function: `(folded variables, batch, *constants)`.
+          arrays: a tree of NumPy arrays (N, …).
+          batch_size: rows at a time on each device.
+          what: what the rows are, for lines about progress.
+          constants: further arguments, the same for all batches.
+          done: rows that were finished before.
+        """
+        compute = self._compute(function, constants)
+        progress = self.progress(what, done)
+        return over_arrays(self.mesh, compute, arrays, batch_size * self.mesh.size, progress)
 
     def map(
         self,
         function: Callable[..., Any],
         arrays: Any,
         batch_size: int,
-        what: str | None = None,
+        what: str,
         constants: tuple[Any, ...] = (),
     ) -> Any:
-        """Runs a function of `folded`, a batch and the constants over all of `arrays`.
-
-        `arrays` is a tree of NumPy arrays (N, …).
-
-        Returns: its outputs for all N, NumPy arrays in a tree of the same structure.
-        """
+        """As `over_arrays`, but returns the outputs for all rows, in a tree of NumPy arrays."""
         number = len(jax.tree.leaves(arrays)[0])
-        batches = self.in_batches(
-            self.compile(function),
-            number,
-            min(batch_size, math.ceil(number / self.mesh.size)),
-            lambda index: jax.tree.map(lambda x: np.asarray(x)[index], arrays),
-            what,
-            constants=constants,
-        )
+        batch_size = min(batch_size, math.ceil(number / self.mesh.size))
+        batches = self.over_arrays(function, arrays, batch_size, what, constants)
         outputs = [outputs for _, outputs in batches]
         return jax.tree.map(lambda *x: np.concatenate(x), *outputs)
 
+    def _compute(self, function: Callable[..., Any], constants: tuple[Any, ...] = ()) -> Compute:
+        compiled = self.compile(function)
+        return lambda first, batch: compiled(self.folded, batch, *constants)
 
-def open_run(path: str | os.PathLike[str], mesh: Mesh | None = None) -> TrainedModel:
-    """The model of the latest checkpoint in a work directory.
+
+def open_run(
+    path: str | os.PathLike[str],
+    mesh: Mesh | None = None,
+    places: Mapping[str, str | None] | None = None,
+) -> TrainedModel:
+    """The model of the latest checkpoint in a work directory; its data need not be there.
 
     Args:
       path: the work directory.
-      mesh: the devices; all there are, by default.
+      mesh: the devices; None: all there are.
+      places: where the run's data is now, see `RunConfig.with_data_at`.
 
     Raises:
-      FileNotFoundError: `path` is no work directory, or holds no checkpoint.
-      ValueError: the configuration does not describe what the checkpoint holds.
+      ConfigError: `path` is not the folder of a run, holds no checkpoint, or a configuration that
+        does not describe what the checkpoint holds.
     """
-    # Not needed by the compiled functions, which run with JAX and Flax alone.
-    from nvae_jax.data.sources import make_dataset
+    from nvae_jax.config.run import read_run
     from nvae_jax.workdir import Workdir
 
     workdir = Workdir(path)
-    if not (workdir.path / "config.json").exists():
-        raise FileNotFoundError(f"{workdir.path} is no work directory: it has no config.json")
-    run = workdir.load_config()
-    config = from_mapping(ModelConfig, run.model, "model")
+    run = read_run(workdir.load_config()).with_data_at(places or {})
     mesh = make_mesh() if mesh is None else mesh
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
-        variable_shapes(config),
+        variable_shapes(run.model),
     )
     # Averaged parameters, where there are any, are those that training validates.
-    params = "params" if run.training.get("ema_decay") is None else "ema_params"
+    params = "params" if run.training.ema_decay is None else "ema_params"
     wanted = {params: shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
     try:
-        state, metadata = workdir.restore(wanted, partial=True)
+        state, metadata = workdir.checkpoints.restore(wanted, partial=True)
     finally:
-        workdir.close()
+        workdir.checkpoints.close()
     return TrainedModel(
         workdir=workdir,
-        config=config,
-        dataset=make_dataset(**run.data),
+        run=run,
         mesh=mesh,
         variables={"params": state[params], "batch_stats": state["batch_stats"]},
         step=int(metadata["step"]),
@@ -189,9 +183,9 @@ def open_run(path: str | os.PathLike[str], mesh: Mesh | None = None) -> TrainedM
 
 
 def image_keys(seed: int | Array, index: Array | np.ndarray, draw: int | Array = 0) -> Array:
-    """One PRNG key an image, (B,), by seed, number of the image (B,) and number of the draw alone.
+    """One PRNG key per image, (B,), from the seed, the image's number (B,) and the draw's number.
 
-    With it an image's noise is the same in any batch, on any device.
+    An image's noise is thereby the same in any batch, on any device.
     """
     # The kind is named because others do not act per image under vmap.
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), draw)
@@ -199,7 +193,7 @@ def image_keys(seed: int | Array, index: Array | np.ndarray, draw: int | Array =
 
 
 def image_noise(config: ModelConfig, keys: Array, scale: float | Array = 1.0) -> list[Array]:
-    """The draws that a model makes of a key (B,) an image, times `scale`: (B, h, w, Z) a group."""
+    """Standard-normal noise from one key per image (B,), times `scale`: (B, h, w, Z) per group."""
     parts = jax.vmap(lambda key: jax.random.split(key, config.total_groups))(keys)
     return [
         scale * jax.vmap(lambda key, shape=shape: jax.random.normal(key, shape))(parts[:, group])
@@ -208,13 +202,16 @@ def image_noise(config: ModelConfig, keys: Array, scale: float | Array = 1.0) ->
 
 
 def group_temperatures(config: ModelConfig, values: tuple[float, ...]) -> np.ndarray:
-    """Temperatures (groups,), top-down, from one for all, one a scale or one a group.
+    """Temperatures (groups,), top-down, from one for all, one per scale or one per group.
 
-    Raises: ValueError if there are other numbers of them, or a negative one.
+    Raises:
+      ConfigError: there is another number of values, or a negative one.
     """
     scales = [s for s, scale in enumerate(config.scales[::-1]) for _ in range(scale.groups)]
     lengths = {1: [0] * len(scales), config.num_scales: scales, len(scales): range(len(scales))}
-    allowed = f"1, {config.num_scales} (a scale) or {len(scales)} (a group) numbers from 0 on"
+    allowed = (
+        f"1, {len(config.scales)} (one per scale) or {len(scales)} (one per group) numbers >= 0"
+    )
     fits = len(values) in lengths and min(values) >= 0
     require("temperature", values, fits, allowed)
     return np.asarray([values[i] for i in lengths[len(values)]], np.float32)

@@ -13,15 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from nvae_jax.errors import ConfigError
+
 
 @dataclasses.dataclass(frozen=True)
 class OfficialCheckpoint:
-    """What we use of an official checkpoint, tensors as NumPy arrays.
+    """The parts of an official checkpoint that an import needs, tensors as NumPy arrays.
 
-    state_dict: of the model, in its own order.
-    args: the command-line arguments of the run by name.
-    optimizer: the optimiser's state dict; None: not saved.
-    step: updates so far; None: not saved.
+    Attributes:
+      state_dict: the model's, in its own order.
+      args: the command-line arguments of the run by name.
+      optimizer: the optimiser's state dict; None: not saved.
+      step: updates so far; None: not saved.
     """
 
     state_dict: dict[str, np.ndarray]
@@ -37,20 +40,19 @@ def read_checkpoint(path: str | os.PathLike[str]) -> OfficialCheckpoint:
     are read. Arrays are views of the file where its format allows it, so keep it in place.
 
     Raises:
-      ImportError: PyTorch is not installed.
-      FileNotFoundError: there is no such file.
-      ValueError: the file asks for more, is damaged, or is no checkpoint of a training run.
+      ConfigError: PyTorch is not installed, or the file is missing or damaged, asks for more, or is
+        not a checkpoint of a training run.
     """
     try:
         import torch
     except ImportError as error:
-        raise ImportError(
-            "reading official checkpoints takes PyTorch: pip install 'nvae-jax[torch]'"
+        raise ConfigError(
+            "reading official checkpoints requires PyTorch: pip install 'nvae-jax[torch]'"
         ) from error
 
     path = os.fspath(path)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no file {path}")
+        raise ConfigError(f"{path} does not exist; allowed: an official checkpoint.pt")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             # The format before PyTorch 1.6 is no zip file and cannot be mapped.
@@ -59,13 +61,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> OfficialCheckpoint:
     except pickle.UnpicklingError as error:
         asks = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it asks for {asks[1]}" if asks else str(error).strip().splitlines()[-1]
-        raise ValueError(
+        raise ConfigError(
             f"{path} is refused, and nothing in it was run: {reason}; allowed: tensors, plain "
             "values and argparse.Namespace"
         ) from error
     except Exception as error:  # of many kinds, depending on where the damage is
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is damaged or no PyTorch file: {reason}") from error
+        raise ConfigError(f"{path} is damaged or no PyTorch file: {reason}") from error
 
     def convert(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -76,7 +78,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> OfficialCheckpoint:
 
     for name in ("state_dict", "args"):
         if not isinstance(content, Mapping) or name not in content:
-            raise ValueError(f"{path} is no checkpoint of an official training run: no {name}")
+            raise ConfigError(f"{path} is not a checkpoint of an official training run: no {name}")
     args, step = content["args"], content.get("global_step")
     return OfficialCheckpoint(
         state_dict=convert(content["state_dict"]),

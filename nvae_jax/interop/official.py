@@ -1,4 +1,4 @@
-"""Official PyTorch checkpoints of NVAE: their state dicts to our variables and back."""
+"""Official PyTorch checkpoints of NVAE: from their state dicts to our variables, and back."""
 
 from __future__ import annotations
 
@@ -9,61 +9,72 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from nvae_jax.data.sources import DataConfig, data_config
+from nvae_jax.errors import ConfigError, require
 from nvae_jax.interop.layout import Entry, model_entries
 from nvae_jax.model import ModelConfig, variable_shapes
 
-# Channels, side of the square image as the model sees it, and the border that is not scored.
-_DATASETS: dict[str, tuple[int, int, int]] = {
-    "mnist": (1, 32, 2),
-    "omniglot": (1, 32, 2),
-    "stacked_mnist": (3, 32, 2),
-    "cifar10": (3, 32, 0),
-    "imagenet_32": (3, 32, 0),
-    "celeba_64": (3, 64, 0),
-    "celeba_256": (3, 256, 0),
-    "ffhq": (3, 256, 0),
-    "lsun_bedroom_128": (3, 128, 0),
-    "lsun_bedroom_256": (3, 256, 0),
-    "lsun_church_64": (3, 64, 0),
-    "lsun_church_128": (3, 128, 0),
+# Official datasets as the section `data` of a configuration.
+_DATASETS: dict[str, dict[str, Any]] = {
+    "mnist": {"name": "mnist"},
+    "omniglot": {"name": "omniglot"},
+    "stacked_mnist": {"name": "stacked_mnist"},
+    "cifar10": {"name": "cifar10"},
+    "imagenet_32": {"name": "imagenet32"},
+    "celeba_64": {"name": "celeba64"},
+    "celeba_256": {"name": "celebahq256"},
+    "ffhq": {"name": "ffhq256"},
+    "lsun_bedroom_128": {"name": "lsun", "category": "bedroom", "size": 128},
+    "lsun_bedroom_256": {"name": "lsun", "category": "bedroom", "size": 256},
+    "lsun_church_64": {"name": "lsun", "category": "church_outdoor", "size": 64},
+    "lsun_church_128": {"name": "lsun", "category": "church_outdoor", "size": 128},
 }
-_BINARY = ("mnist", "omniglot")
 
 # Arguments that old checkpoints lack.
 _DEFAULTS = {"ada_groups": False, "min_groups_per_scale": 1, "num_mixture_dec": 10}
 
 
+def data_from_args(args: Mapping[str, Any]) -> DataConfig:
+    """The dataset that the official command-line arguments `args` name.
+
+    Raises:
+      ConfigError: there is none of that name, or the argument is missing.
+    """
+    dataset = args.get("dataset")
+    require("the checkpoint's dataset", dataset, dataset in _DATASETS, ", ".join(_DATASETS))
+    return data_config(**_DATASETS[str(dataset)])
+
+
 def config_from_args(args: Mapping[str, Any]) -> ModelConfig:
     """The configuration that the official command-line arguments `args` describe.
 
-    Raises: ValueError naming the argument that is missing or that no model of ours has.
+    Raises:
+      ConfigError: an argument is missing, or no model of ours has its value.
     """
     args = {**_DEFAULTS, **args}
 
     def read(name: str) -> Any:
         if name not in args:
-            raise ValueError(f"the checkpoint's arguments lack {name}")
+            raise ConfigError(f"the checkpoint's arguments lack {name}")
         return args[name]
 
-    dataset = read("dataset")
-    if dataset not in _DATASETS:
-        raise ValueError(f"dataset is {dataset!r}; allowed: {', '.join(_DATASETS)}")
-    channels, side, border = _DATASETS[dataset]
+    image = data_from_args(args).image
+    assert image is not None  # all of them know it
     if read("num_postprocess_blocks") != read("num_preprocess_blocks"):
-        raise ValueError(
+        raise ConfigError(
             f"num_postprocess_blocks is {read('num_postprocess_blocks')}; allowed: "
             f"num_preprocess_blocks ({read('num_preprocess_blocks')})"
         )
     mixtures = read("num_mixture_dec")
     likelihood: Literal["bernoulli", "logistic_mixture", "normal"] = (
-        "bernoulli" if dataset in _BINARY else "normal" if mixtures == 1 else "logistic_mixture"
+        "bernoulli" if image.binarize else "normal" if mixtures == 1 else "logistic_mixture"
     )
     return ModelConfig(
-        image_shape=(side, side, channels),
+        image_shape=image.shape,
         likelihood=likelihood,
         num_bits=read("num_x_bits"),
         num_mixtures=mixtures,
-        border=border,
+        border=image.border,
         num_scales=read("num_latent_scales"),
         num_groups=read("num_groups_per_scale"),
         adaptive_groups=bool(read("ada_groups")),
@@ -94,7 +105,8 @@ def import_state_dict(
 
     Returns: the configuration, and `variables` with `params` and `batch_stats` as NumPy arrays.
 
-    Raises: ValueError that names every missing, surplus or misshapen tensor (of many the first
+    Raises:
+      ConfigError: the message names every missing, surplus or misshapen tensor (of many the first
       few), or the argument that does not fit.
     """
     config = config_from_args(args)
@@ -121,7 +133,8 @@ def import_optimizer_state(
 
     Returns: `count`, the updates so far, and `mu` and `nu`, trees like `params` of NumPy arrays.
 
-    Raises: ValueError that names what is missing, surplus, misshapen or contradictory.
+    Raises:
+      ConfigError: the message names what is missing, surplus, misshapen or contradictory.
     """
     entries = [entry for entry in model_entries(config) if entry.path[0] == "params"]
     official = {entry.official for entry in entries}
@@ -129,16 +142,16 @@ def import_optimizer_state(
     if optimizer_state is not None:
         for name in ("state", "param_groups"):
             if name not in optimizer_state:
-                raise ValueError(f"the optimiser's state lacks {name}")
+                raise ConfigError(f"the optimiser's state lacks {name}")
         names = [name for name in state_dict if name in official]
         positions = [i for group in optimizer_state["param_groups"] for i in group["params"]]
         if len(positions) != len(names):
-            raise ValueError(f"the optimiser has {len(positions)} parameters, not {len(names)}")
+            raise ConfigError(f"the optimiser has {len(positions)} parameters, not {len(names)}")
         held = optimizer_state["state"]
         states = {name: held[i] for name, i in zip(names, positions, strict=True) if i in held}
     counts = {int(state.get("step", 0)) for state in states.values()} or {0}
     if len(counts) > 1:
-        raise ValueError(f"the optimiser's parameters are at different steps: {sorted(counts)}")
+        raise ConfigError(f"the optimiser's parameters are at different steps: {sorted(counts)}")
     # What never had a gradient has no moments.
     if not states:
         entries = []
@@ -215,7 +228,7 @@ def _fill(
     problems += [f"{name} is not a tensor of this model" for name in left]
     if problems:
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise ValueError(f"{complaint}: {'; '.join(problems[:8])}{more}")
+        raise ConfigError(f"{complaint}: {'; '.join(problems[:8])}{more}")
 
 
 def _lookup(variables: Mapping[str, Any], entry: Entry) -> np.ndarray:

@@ -1,11 +1,15 @@
-"""What a model is made of: its configuration, and the plan of scales that follows from it."""
+"""The configuration of a model, and the scales and cells that follow from it."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
-from typing import Literal, get_args, get_type_hints
+from typing import Literal
+
+from nvae_jax.errors import ConfigError, require
+from nvae_jax.fields import require_literals
+from nvae_jax.image_spec import ImageSpec
 
 Remat = Literal["none", "cell", "group", "offload"]
 
@@ -64,68 +68,66 @@ _LEAST = {
         *("num_scales", "num_groups", "min_groups", "num_latents", "num_mixtures"),
         *("preprocess_cells", "postprocess_cells"),
     ),
-    0: ("encoder_cells", "decoder_cells", "num_blocks", "num_flows", "border"),
+    0: ("encoder_cells", "decoder_cells", "num_blocks", "num_flows"),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Everything that decides the network and its likelihood (NVAE, §3 and appendix A).
+    """The section `model`: the network and its likelihood (NVAE, §3 and appendix A).
 
-    Raises `ValueError`, naming the field, when a value is impossible.
+    In a configuration, `image_shape`, `border` and `likelihood` may be None: they then follow from
+    the data.
+
+    Raises:
+      ConfigError: a value is impossible; the message names the field.
     """
 
     # The images, and how they are scored.
-    image_shape: tuple[int, int, int]  # height, width, channels
+    image_shape: tuple[int, int, int]  # height, width, channels; border included
     likelihood: Literal["bernoulli", "logistic_mixture", "normal"] = "logistic_mixture"
-    num_bits: int = 8  # bits per colour channel; logistic mixture only
+    num_bits: int = 8  # bits per channel that are kept and modelled; logistic mixture only
     num_mixtures: int = 10  # components of the logistic mixture
     bins: Literal["exact", "official"] = "exact"  # official: bins that sum to more than 1 at 8 bits
     border: int = 0  # pixels of padding on each side that the likelihood leaves out
 
-    # The plan of scales: how many, and how many groups of latents in each.
+    # The latent scales, each half as large as the one before, and the groups of latents in each.
     num_scales: int = 1
     num_groups: int = 1  # at the finest scale
-    adaptive_groups: bool = False  # halve the groups with every coarser scale
+    adaptive_groups: bool = False  # halve the number of groups with every coarser scale
     min_groups: int = 1  # ... but not below this
-    num_latents: int = 20  # latent channels in every group
+    num_latents: int = 20  # latent channels per group
 
     # The towers.
-    architecture: str = "res_mbconv"
-    encoder_channels: int = 32
+    architecture: str = "res_mbconv"  # the paper's; a key of ARCHITECTURES
+    encoder_channels: int = 32  # at full resolution; doubled with every halving
     decoder_channels: int = 32
     num_blocks: int = 1  # blocks before and after the latent scales, each a halving or doubling
-    preprocess_cells: int = 2  # cells in a block
+    preprocess_cells: int = 2  # residual cells per block
     postprocess_cells: int = 2
-    encoder_cells: int = 2  # cells in a group
+    encoder_cells: int = 2  # residual cells per group
     decoder_cells: int = 2
     squeeze_excite: bool = True
 
     # The posterior.
     residual_posterior: bool = True  # relative to the prior (§3.2)
-    num_flows: int = 0  # pairs of autoregressive cells in every group
+    num_flows: int = 0  # pairs of autoregressive cells per group
     flow: Literal["shift", "mixture_logistic"] = "shift"
 
     # How it runs, not what it computes.
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; all else is float32
-    # What the backward pass computes again; offload: per group, with the inputs in host memory.
+    # What the backward pass recomputes; offload: per group, with the inputs in host memory.
     remat: Remat = "none"
-    unroll: bool | None = None  # groups without a loop; None: on CPU only
+    unroll: bool | None = None  # the groups of a scale without a loop; None: on CPU only
 
     def __post_init__(self):
-        hints = get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            allowed = get_args(hints[field.name])
-            value = getattr(self, field.name)
-            if isinstance(value, str) and allowed and value not in allowed:
-                self._refuse(field.name, f"one of {', '.join(allowed)}")
-        if self.architecture not in ARCHITECTURES:
-            self._refuse("architecture", f"one of {', '.join(ARCHITECTURES)}")
+        require_literals(self, "model.")
+        known = self.architecture in ARCHITECTURES
+        self._require("architecture", known, f"one of {', '.join(ARCHITECTURES)}")
         for least, names in _LEAST.items():
             for name in names:
                 self._require(name, getattr(self, name) >= least, f"at least {least}")
-        self._require("num_bits", 1 <= self.num_bits <= 8, "1 to 8")
-        self._check_image_shape()
+        self._check_image()
         if self.one_group:
             self._require(
                 "decoder_channels",
@@ -133,28 +135,24 @@ class ModelConfig:
                 f"encoder_channels ({self.encoder_channels}) in a model of one group",
             )
 
-    def _check_image_shape(self):
-        height, width, channels = self.image_shape
+    def _check_image(self):
+        try:
+            height, width, _ = self.image.shape
+        except ConfigError as error:
+            raise ConfigError(f"model.{error}") from error
         divisor = 2 ** (self.num_blocks + self.num_scales - 1)
-        divides = height > 0 and width > 0 and not (height % divisor or width % divisor)
-        self._require(
-            "image_shape",
-            divides,
-            f"a height and width divisible by {divisor} = 2^(num_blocks + num_scales - 1)",
-        )
-        self._require("image_shape", channels >= 1, "at least one channel")
-        self._require(
-            "border",
-            2 * self.border < min(height, width),
-            f"less than half of the image's {min(height, width)} pixels",
-        )
+        divides = not (height % divisor or width % divisor)
+        allowed = f"a height and width divisible by {divisor} = 2^(num_blocks + num_scales - 1)"
+        self._require("image_shape", divides, allowed)
 
     def _require(self, name: str, condition: bool, allowed: str):
-        if not condition:
-            self._refuse(name, allowed)
+        require(f"model.{name}", getattr(self, name), condition, allowed)
 
-    def _refuse(self, name: str, allowed: str):
-        raise ValueError(f"model.{name} is {getattr(self, name)!r}; allowed: {allowed}")
+    @functools.cached_property
+    def image(self) -> ImageSpec:
+        """What the model's images are; it is of binary images if its likelihood is Bernoulli."""
+        binarize = self.likelihood == "bernoulli"
+        return ImageSpec(*self.image_shape, self.border, self.num_bits, binarize)
 
     @property
     def one_group(self) -> bool:
@@ -183,7 +181,7 @@ class ModelConfig:
 
     @property
     def latent_shapes(self) -> tuple[tuple[int, int, int], ...]:
-        """(height, width, latents) of every group, top-down."""
+        """(height, width, latents) per group, top-down."""
         return tuple(
             (scale.height, scale.width, self.num_latents)
             for scale in reversed(self.scales)
@@ -197,14 +195,8 @@ class ModelConfig:
 
     @property
     def latent_dimensions(self) -> int:
-        """Latent variables of one image, over all groups."""
+        """Latent variables per image, over all groups."""
         return sum(math.prod(shape) for shape in self.latent_shapes)
-
-    @property
-    def image_dimensions(self) -> int:
-        """Values of one image that the likelihood scores: the unit of bits per dimension."""
-        height, width, channels = self.image_shape
-        return (height - 2 * self.border) * (width - 2 * self.border) * channels
 
     @property
     def cells(self) -> Architecture:

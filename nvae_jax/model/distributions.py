@@ -294,16 +294,9 @@ def log_likelihood(config: ModelConfig, logits: Array, x: Array) -> Array:
     Returns: (B,) nats.
     """
     log_prob = image_distribution(config, logits).log_prob(x)
-    return without_border(config, log_prob).sum((1, 2))
+    return config.image.without_border(log_prob).sum((1, 2))
 
 
 def bits_per_dimension(nats: float, dimensions: int) -> float:
-    """Nats an image in bits a dimension."""
+    """Converts nats per image to bits per dimension."""
     return nats / (math.log(2) * dimensions)
-
-
-def without_border(config: ModelConfig, images: Array) -> Array:
-    """Cuts off the padding that is not scored: (B, H, W, …) → (B, h, w, …)."""
-    _, height, width = images.shape[:3]
-    border = config.border
-    return images[:, border : height - border, border : width - border]

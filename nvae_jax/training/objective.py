@@ -6,10 +6,10 @@ import flax.struct
 import jax.numpy as jnp
 from jax import Array, lax
 
+from nvae_jax.config.training import BalanceRule, TrainingConfig
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.distributions import log_likelihood
 from nvae_jax.model.nvae import NVAEOutput
-from nvae_jax.training.settings import BalanceRule, TrainingConfig
 
 
 @flax.struct.dataclass

@@ -11,14 +11,14 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from nvae_jax.training.settings import TrainingConfig
-from nvae_jax.training.spectral import batch_norm_regularization, spectral_regularization
+from nvae_jax.config.training import TrainingConfig
+from nvae_jax.training.regularizers import batch_norm_regularization, spectral_regularization
 
 
 def learning_rate_schedule(
     config: TrainingConfig, steps_per_epoch: int
 ) -> Callable[[Array | int], Array]:
-    """Learning rate by step, counted from 0.
+    """The learning rate as a function of the step, counted from 0.
 
     It rises linearly from 0 over the warm-up. The epoch after that keeps the warm-up's last value,
     and then a cosine, constant within an epoch, leads to `min_learning_rate` in the last.
@@ -39,7 +39,7 @@ def learning_rate_schedule(
 
 
 def _decayed(params: Any) -> Any:
-    """Which parameters have L2: all but the decoder's start in a model that does not use it."""
+    """The mask of L2: all parameters but the decoder's start in a model that does not use it."""
     one_group = not any(name.startswith("scale_") for name in params["decoder"])
     mask = jax.tree.map(lambda _: True, params)
     if one_group:
@@ -50,26 +50,35 @@ def _decayed(params: Any) -> Any:
 def make_optimizer(
     config: TrainingConfig, steps_per_epoch: int, mesh: Mesh | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """The links of `make_links`, chained; `update` takes λ as the extra argument `regularization`.
+    """The links of `make_links`, chained by name.
 
-    The loss's gradient goes in without regularisers. Adamax has its ε inside the infinity norm, and
-    L2 is coupled: it is part of the gradient that Adamax sees. The devices of `mesh` share the
-    spectral regularisation's power iteration.
+    `update` receives the gradient of the loss without regularisers, and requires their weight λ as
+    the extra argument `regularization`. Adamax has its ε inside the infinity norm, and L2 is
+    coupled: it is part of the gradient that Adamax sees.
+
+    Args:
+      config: how to train.
+      steps_per_epoch: updates per epoch.
+      mesh: devices that share the spectral regularisation's power iteration; None: one device.
     """
-    return optax.chain(*make_links(config, steps_per_epoch, mesh))
+    return optax.named_chain(*make_links(config, steps_per_epoch, mesh).items())
 
 
 def make_links(
     config: TrainingConfig, steps_per_epoch: int, mesh: Mesh | None = None
-) -> list[optax.GradientTransformation]:
-    """What the optimiser is a chain of, the spectral regularisation first (NVAE, §3.2-3.3)."""
-    clip = [] if config.gradient_clip is None else [optax.clip_by_global_norm(config.gradient_clip)]
-    return [
+) -> dict[str, optax.GradientTransformation]:
+    """The optimiser's transformations by name, in their order (NVAE, §3.2-3.3)."""
+    links = {
         # Not by the run's seed, which would be a constant of the program; any start will do.
-        spectral_regularization(jax.random.key(0), mesh),
-        batch_norm_regularization(),
-        *clip,
-        optax.add_decayed_weights(config.weight_decay, mask=_decayed),
-        optax.scale_by_adamax(b1=0.9, b2=0.999, eps=1e-3),
-        optax.scale_by_learning_rate(learning_rate_schedule(config, steps_per_epoch)),
-    ]
+        "spectral": spectral_regularization(jax.random.key(0), mesh),
+        "batch_norm": batch_norm_regularization(),
+        "clip": optax.clip_by_global_norm(config.gradient_clip or 0.0),
+        "weight_decay": optax.add_decayed_weights(config.weight_decay, mask=_decayed),
+        "adamax": optax.scale_by_adamax(b1=0.9, b2=0.999, eps=1e-3),
+        "learning_rate": optax.scale_by_learning_rate(
+            learning_rate_schedule(config, steps_per_epoch)
+        ),
+    }
+    if config.gradient_clip is None:
+        del links["clip"]
+    return links

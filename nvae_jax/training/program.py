@@ -1,4 +1,4 @@
-"""The compiled functions of a training run on a mesh: what the loop runs and the tools measure."""
+"""The compiled functions of a training run on a mesh."""
 
 from __future__ import annotations
 
@@ -10,17 +10,13 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
-from nvae_jax.data.transforms import prepare_train
+from nvae_jax.compilation import jit_on
+from nvae_jax.config.training import TrainingConfig
+from nvae_jax.errors import ConfigError
+from nvae_jax.image_spec import ImageSpec
 from nvae_jax.model.architecture import ModelConfig
-from nvae_jax.parallel import (
-    batch_sharding,
-    check_batch_size,
-    jit_on,
-    replicated,
-    state_sharding,
-)
+from nvae_jax.parallel import batch_sharding, check_batch_size, replicated, state_sharding
 from nvae_jax.training.optimizer import make_optimizer
-from nvae_jax.training.settings import TrainingConfig
 from nvae_jax.training.state import TrainState, init_state
 from nvae_jax.training.step import make_train_step
 
@@ -29,11 +25,11 @@ Batch = dict[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A run's functions, jitted, and the shapes that they take.
+    """A run's functions, jitted, and the shapes of their arguments.
 
     Attributes:
       init: `(batch, seed) → state`, a fresh one; the batch is a real one, the seed () uint32.
-      update: `(state, batch) → (state, metrics)`; takes the memory of the state that it is given.
+      update: `(state, batch) → (state, metrics)`; the state that it is given is donated.
       state: a `TrainState` of `jax.ShapeDtypeStruct`, with shardings.
       batch: a batch as the loader makes it, as `jax.ShapeDtypeStruct` with shardings: `image` uint8
         (B, H, W, C), `index` and `epoch` int32 (B,).
@@ -51,48 +47,33 @@ def make_program(
     steps_per_epoch: int,
     mesh: Mesh,
     *,
-    binarize: bool,
     flip: bool,
 ) -> Program:
     """The functions of a run; nothing is compiled yet.
 
     Args:
-      config: of the model.
+      config: the model's configuration.
       training: how to train it.
-      steps_per_epoch: updates in an epoch.
-      mesh: devices; they need not be at hand as long as nothing is run.
-      binarize: whether the data's pixels are Bernoulli draws.
-      flip: whether its images are mirrored at random.
+      steps_per_epoch: updates per epoch.
+      mesh: the devices; they need not be at hand as long as nothing is run.
+      flip: whether training images are mirrored left to right at random.
 
-    Raises: ValueError if the devices cannot share a batch equally, or lack what `model.remat` asks
-      for.
+    Raises:
+      ConfigError: the devices cannot share a batch equally, or lack what `model.remat` asks for.
     """
     parts = training.accumulation_steps
     check_batch_size(mesh, training.batch_size, "training.batch_size", parts)
     _check_offload(config, mesh)
-    # Not the key of the steps' own draws.
-    data_key_number = 2**31 - 1
-
-    def prepare(batch: Batch, seed: Array) -> Array:
-        return prepare_train(
-            batch["image"],
-            batch["index"],
-            batch["epoch"],
-            seed_key=jax.random.fold_in(jax.random.key(seed), data_key_number),
-            binarize=binarize,
-            flip=flip,
-            num_bits=config.num_bits,
-        )
 
     def init(batch: Batch, seed: Array) -> TrainState:
         optimizer = make_optimizer(training, steps_per_epoch)
-        x = prepare(batch, seed)
+        x = batch_pixels(config.image, batch, seed, flip)
         return init_state(config, optimizer, seed, x, training.ema_decay is not None)
 
     train_step = make_train_step(config, training, steps_per_epoch, mesh)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        return train_step(state, prepare(batch, state.seed))
+        return train_step(state, batch_pixels(config.image, batch, state.seed, flip))
 
     batch_size = training.batch_size
     shapes = {
@@ -123,7 +104,19 @@ def make_program(
     )
 
 
+def batch_pixels(image: ImageSpec, batch: Batch, seed: Array, flip: bool) -> Array:
+    """Training pixels (B, H, W, C) of a batch of `Program.batch`, by the run's seed."""
+    return image.training_pixels(
+        batch["image"],
+        batch["index"],
+        batch["epoch"],
+        # Not the key of the steps' own draws.
+        seed_key=jax.random.fold_in(jax.random.key(seed), 2**31 - 1),
+        flip=flip,
+    )
+
+
 def _check_offload(config: ModelConfig, mesh: Mesh) -> None:
     device = mesh.devices.flat[0]
     if config.remat == "offload" and device.platform == "cpu":
-        raise ValueError("model.remat is 'offload'; allowed on cpu: none, cell, group")
+        raise ConfigError("model.remat is 'offload'; allowed on cpu: none, cell, group")

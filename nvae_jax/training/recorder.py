@@ -12,24 +12,25 @@ import jax
 import numpy as np
 from jax import Array
 
+from nvae_jax.config.run import RunConfig
 from nvae_jax.data.baselines import independent_pixels
 from nvae_jax.data.sources import Dataset
 from nvae_jax.evaluation.pictures import COLUMNS, draw_curves
-from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.distributions import bits_per_dimension
 from nvae_jax.training.metrics import flatten_metrics, mean_metrics
-from nvae_jax.training.settings import TrainingConfig
 from nvae_jax.training.state import TrainState
-from nvae_jax.workdir import Workdir, image_grid
+from nvae_jax.workdir import Workdir
+from nvae_jax.workdir.pictures import image_grid
 
 
 class Recorder:
     """Writes a run down: console and log, metrics, TensorBoard, PNG files and checkpoints.
 
     Args:
-      workdir: where to.
-      model, dataset, training: what is trained, on what, and how.
-      total_steps: of the whole run.
+      workdir: the run's folder.
+      run: the run's configuration.
+      dataset: its data.
+      total_steps: the number of steps of the whole run.
       validate: from variables to means over the test split, see `make_validation`.
       draw: from variables to pictures, see `make_pictures`.
     """
@@ -37,17 +38,16 @@ class Recorder:
     def __init__(
         self,
         workdir: Workdir,
-        model: ModelConfig,
+        run: RunConfig,
         dataset: Dataset,
-        training: TrainingConfig,
         total_steps: int,
         validate: Callable[[Any], dict[str, np.ndarray]],
         draw: Callable[[Any], dict[str, np.ndarray]],
     ):
         self._workdir = workdir
-        self._model = model
+        self._image = run.model.image
         self._dataset = dataset
-        self._training = training
+        self._training = run.training
         self._total_steps = total_steps
         self._validate = validate
         self._draw = draw
@@ -75,9 +75,9 @@ class Recorder:
 
     def interrupt(self, step: int, metrics: dict[str, Array], state: TrainState) -> None:
         """Saves `step`, if that is not done yet and its loss is finite, and closes what is open."""
-        if self._workdir.latest_step() != step:
+        if self._workdir.checkpoints.latest_step() != step:
             self._save(step, metrics, state)
-        saved = self._workdir.latest_step()
+        saved = self._workdir.checkpoints.latest_step()
         self._close()
         self._workdir.log(
             f"interrupted after step {step:,}; the same command goes on after step {saved or 0:,}"
@@ -89,13 +89,13 @@ class Recorder:
 
     def finish(self) -> dict[str, float]:
         """Writes the curves and the summary; returns the last validation's record."""
-        records = self._workdir.read_metrics()
+        records = self._workdir.records.read_metrics()
         last = [record for record in records if "validation/nelbo" in record][-1]
-        baseline = independent_pixels(self._dataset, self._model.num_bits)
+        baseline = independent_pixels(self._dataset, self._image)
         curves = draw_curves(records, baseline, self._dataset.name)
         self._workdir.save_picture("curves", curves[None])
         self._close()
-        self._workdir.finish(last)
+        self._workdir.records.finish(last)
         self._workdir.log(
             f"done, {last['step']:,} steps\n"
             f"  validation NELBO    {self._in_both_units(last['validation/nelbo'])}\n"
@@ -106,7 +106,7 @@ class Recorder:
         return last
 
     def _close(self) -> None:
-        self._workdir.close()
+        self._workdir.checkpoints.close()
         if self._tensorboard:
             self._tensorboard.close()
 
@@ -132,7 +132,7 @@ class Recorder:
             )
         images_per_second = steps_per_second * self._training.batch_size
         speed = {"steps_per_second": steps_per_second, "images_per_second": images_per_second}
-        self._write(step, flatten_metrics(means | speed, "train", self._model.image_dimensions))
+        self._write(step, flatten_metrics(means | speed, "train", self._image.num_dimensions))
         left = (self._total_steps - step) / steps_per_second
         self._workdir.log(
             f"step {step:,}/{self._total_steps:,}  "
@@ -144,7 +144,7 @@ class Recorder:
 
     def _validation(self, step: int, state: TrainState) -> None:
         means = self._validate(state.eval_variables)
-        self._write(step, flatten_metrics(means, "validation", self._model.image_dimensions))
+        self._write(step, flatten_metrics(means, "validation", self._image.num_dimensions))
         self._workdir.log(
             f"step {step:,}/{self._total_steps:,}  "
             f"validation NELBO {self._in_both_units(means['nelbo'])} = "
@@ -160,17 +160,17 @@ class Recorder:
 
     def _save(self, step: int, metrics: dict[str, Array], state: TrainState) -> None:
         if math.isfinite(metrics["loss"]):  # else the next log stops the run
-            self._workdir.save(step, state, {"step": step})
+            self._workdir.checkpoints.save(step, state, {"step": step})
 
     def _write(self, step: int, values: dict[str, float]) -> None:
-        self._workdir.write_metrics(step, values)
+        self._workdir.records.write_metrics(step, values)
         if self._tensorboard:
             self._tensorboard.write_scalars(step, values)
             self._tensorboard.flush()
 
     def _in_both_units(self, nats: SupportsFloat) -> str:
         nats = float(nats)
-        bits = bits_per_dimension(nats, self._model.image_dimensions)
+        bits = bits_per_dimension(nats, self._image.num_dimensions)
         return f"{nats:.2f} nats ({bits:.3f} bits/dim)"
 
 

@@ -17,9 +17,16 @@ from nvae_jax.model.nvae import NVAE
 
 @flax.struct.dataclass
 class TrainState:
-    """seed: () uint32, of the run. step: updates so far. ema_params: averaged parameters, or None.
+    """The state of a run.
 
-    The seed is here so that runs which differ in it alone are one compiled program.
+    Attributes:
+      seed: () uint32, the run's seed. It is here, and not a constant, so that runs that differ only
+        in their seed share one compiled program.
+      step: () int32, the number of updates so far.
+      params: the model's parameters.
+      batch_stats: the running statistics of batch norm.
+      opt_state: the optimiser's state, by the names of `make_links`.
+      ema_params: averaged parameters; None: the run keeps none.
     """
 
     seed: Array
@@ -46,11 +53,11 @@ def init_state(
     """A fresh state; to be run inside `jit`.
 
     Args:
-      config: of the model.
-      optimizer: of the run.
-      seed: of the parameters, and of the draws that data-dependent initialisation sees.
+      config: the model's configuration.
+      optimizer: the run's optimiser.
+      seed: () uint32, seeds the parameters and the draws that data-dependent initialisation sees.
       x: (B, H, W, C) in [0, 1], a real batch.
-      ema: keep averaged parameters.
+      ema: whether to keep averaged parameters.
     """
     # This kind of key, because XLA's CPU backend compiles its draws in half the time, and there are
     # hundreds. It is no less random than initial values need.

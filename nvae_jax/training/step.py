@@ -11,6 +11,7 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
+from nvae_jax.config.training import TrainingConfig
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.nvae import NVAE
 from nvae_jax.model.tower import loop_unroll
@@ -22,7 +23,6 @@ from nvae_jax.training.objective import (
     regularization_weight,
 )
 from nvae_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from nvae_jax.training.settings import TrainingConfig
 from nvae_jax.training.state import TrainState
 
 TrainStep = Callable[[TrainState, Array], tuple[TrainState, dict[str, Array]]]
@@ -32,7 +32,7 @@ Loss = Callable[[Any, Any, Array, Array, Array], tuple[Array, Any]]
 def make_loss(config: ModelConfig, training: TrainingConfig) -> Loss:
     """A function `(params, batch_stats, x, key, beta) → (loss, (metrics, batch_stats))`.
 
-    x is (B, H, W, C) in [0, 1] and beta the KL's weight. The loss is in nats an image, without
+    x is (B, H, W, C) in [0, 1] and beta the KL's weight. The loss is in nats per image, without
     regularisers; the statistics that come back are the updated running ones.
     """
     model = NVAE(config)
@@ -56,7 +56,7 @@ def make_loss(config: ModelConfig, training: TrainingConfig) -> Loss:
 def make_train_step(
     config: ModelConfig, training: TrainingConfig, steps_per_epoch: int, mesh: Mesh | None = None
 ) -> TrainStep:
-    """The update as a pure function, to be jitted: `(state, x) → (state, metrics)`.
+    """A pure function `(state, x) → (state, metrics)`: one update.
 
     x is (B, H, W, C) in [0, 1]. Under `jit` with a sharded batch, batch-norm statistics and the
     balancing of the KL are those of the global batch. Randomness depends on the seed and the step
@@ -68,9 +68,9 @@ def make_train_step(
     Adamax act once, on the mean.
 
     Args:
-      config: of the model.
+      config: the model's configuration.
       training: how to train it.
-      steps_per_epoch: updates in an epoch.
+      steps_per_epoch: updates per epoch.
       mesh: devices that share the work that does not depend on the batch.
     """
     gradient_of_loss = jax.grad(make_loss(config, training), has_aux=True)
@@ -93,11 +93,8 @@ def make_train_step(
         updates, opt_state = optimizer.update(
             gradient, state.opt_state, state.params, regularization=regularization
         )
-        params = optax.apply_updates(state.params, updates)
-        ema_params = state.ema_params
-        if training.ema_decay is not None:
-            ema_params = optax.incremental_update(params, ema_params, 1.0 - training.ema_decay)
-        spectral, batch_norm = opt_state[0].penalty, opt_state[1].penalty
+        params, ema_params = apply_updates(training, updates, state.params, state.ema_params)
+        spectral, batch_norm = opt_state["spectral"].penalty, opt_state["batch_norm"].penalty
         metrics |= {
             "loss": metrics["loss"] + regularization * (spectral + batch_norm),
             "spectral_penalty": spectral,
@@ -115,6 +112,16 @@ def make_train_step(
     return train_step
 
 
+def apply_updates(
+    training: TrainingConfig, updates: Any, params: Any, ema_params: Any
+) -> tuple[Any, Any]:
+    """The updated parameters, and the averaged ones where the run keeps them, else None."""
+    params = optax.apply_updates(params, updates)
+    if training.ema_decay is not None:
+        ema_params = optax.incremental_update(params, ema_params, 1.0 - training.ema_decay)
+    return params, ema_params
+
+
 def mean_over_parts(
     function: Callable[[Array, Array], Any], x: Array, key: Array, parts: int, unroll: int
 ) -> Any:
@@ -124,11 +131,11 @@ def mean_over_parts(
     and nothing moves between them. Its key is `fold_in(key, i)`; the whole batch has `key` itself.
 
     Args:
-      function: to a pytree of numbers; they are averaged in float32.
+      function: returns a pytree of numbers, which are averaged in float32.
       x: (B, …), B a multiple of `parts`.
-      key: of the random numbers.
-      parts: how many.
-      unroll: as of `jax.lax.scan`.
+      key: a PRNG key.
+      parts: the number of parts.
+      unroll: as in `jax.lax.scan`.
     """
     if parts == 1:
         return function(x, key)

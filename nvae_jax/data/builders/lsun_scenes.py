@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from nvae_jax.data.sources.paper import LSUN_CATEGORIES
+from nvae_jax.data.lsun import NUM_IMAGES
 
 URL = "http://dl.yf.io/lsun/scenes/{category}_{split}_lmdb.zip"
 
@@ -15,7 +15,7 @@ class LsunScenes(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [  # noqa: RUF012 - TFDS's way
-        tfds.core.BuilderConfig(name=category) for category in LSUN_CATEGORIES
+        tfds.core.BuilderConfig(name=category) for category in NUM_IMAGES
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -3,76 +3,81 @@
 A source is anything with `len(source)` and `source[i]`, a NumPy array included; `read_many` reads
 a batch of it. Whatever changes an image's geometry (cropping, resizing, padding) happens here or in
 the loader, on the host; what is pointwise (scaling, bit reduction, binarisation), and flips, on the
-device, in `transforms`. A new dataset is a factory that returns a `Dataset`, entered in `DATASETS`.
+device, in `nvae_jax.image_spec`. A new dataset is a subclass of `DataConfig` and a line of
+`DATASETS`.
 """
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
-from nvae_jax.data.sources.arrays import numpy_arrays
-from nvae_jax.data.sources.base import Dataset, Source, read_many
-from nvae_jax.data.sources.folder import image_folder
+from nvae_jax.data.sources.arrays import NumpyArrays
+from nvae_jax.data.sources.base import DataConfig, Dataset, Source, read_many
+from nvae_jax.data.sources.folder import ImageFolder
 from nvae_jax.data.sources.paper import (
-    celeba64,
-    celebahq256,
-    cifar10,
-    ffhq256,
-    imagenet32,
-    imagenet64,
-    lsun,
-    mnist,
-    omniglot,
-    stacked_mnist,
+    Celeba64,
+    Celebahq256,
+    Cifar10,
+    Ffhq256,
+    Imagenet32,
+    Imagenet64,
+    Lsun,
+    Mnist,
+    Omniglot,
+    StackedMnist,
 )
-from nvae_jax.data.sources.scikit import digits, photos
+from nvae_jax.data.sources.scikit import Digits, Photos
+from nvae_jax.errors import ConfigError, require
+from nvae_jax.fields import from_mapping, names_of
 
-__all__ = ["DATASETS", "Dataset", "Source", "make_dataset", "read_many"]
+__all__ = ["DATASETS", "DataConfig", "Dataset", "Source", "data_config", "read_many"]
 
-DATASETS: dict[str, Callable[..., Dataset]] = {
-    factory.__name__: factory
-    for factory in (
-        celeba64,
-        celebahq256,
-        cifar10,
-        digits,
-        ffhq256,
-        image_folder,
-        imagenet32,
-        imagenet64,
-        lsun,
-        mnist,
-        omniglot,
-        numpy_arrays,
-        photos,
-        stacked_mnist,
+DATASETS: dict[str, type[DataConfig]] = {
+    dataset.name: dataset
+    for dataset in (
+        Celeba64,
+        Celebahq256,
+        Cifar10,
+        Digits,
+        Ffhq256,
+        ImageFolder,
+        Imagenet32,
+        Imagenet64,
+        Lsun,
+        Mnist,
+        NumpyArrays,
+        Omniglot,
+        Photos,
+        StackedMnist,
     )
 }
 
 
-def make_dataset(name: str, **options: Any) -> Dataset:
-    """Builds a dataset by name.
+def data_config(name: str, **options: Any) -> DataConfig:
+    """A dataset by its name, to be opened.
 
     Args:
       name: a key of `DATASETS`.
-      **options: keyword options of that dataset's factory.
+      **options: fields of that dataset. A field that has no default, and is None, is missing.
 
     Raises:
-      ValueError: an unknown name, an option the dataset does not have or lacks, a value it does not
-        allow, or data that is not there or broken. The message names the field as `data.<field>`,
-        its value, and what is allowed.
+      ConfigError: an unknown name, or an option that the dataset does not have, needs, or does not
+        allow. The message names the field as `data.<field>`.
     """
-    if name not in DATASETS:
-        raise ValueError(f"data.name is {name!r}; allowed: {', '.join(sorted(DATASETS))}")
-    factory = DATASETS[name]
-    parameters = inspect.signature(factory).parameters
-    for option, value in options.items():
-        if option not in parameters:
-            raise ValueError(
+    require("data.name", name, name in DATASETS, ", ".join(sorted(DATASETS)))
+    dataset = DATASETS[name]
+    fields, needed = names_of(dataset), names_of(dataset, without_default=True)
+    given: Mapping[str, Any] = {
+        option: value
+        for option, value in options.items()
+        if not (option in needed and value is None)
+    }
+    for option, value in given.items():
+        if option not in fields:
+            raise ConfigError(
                 f"data.{option} is {value!r}, but {name} has no such option; "
-                f"allowed: {', '.join(parameters) or 'none'}"
+                f"allowed: {', '.join(fields) or 'none'}"
             )
-    for option, parameter in parameters.items():
-        if parameter.default is parameter.empty and options.get(option) is None:
-            raise ValueError(f"data.{option} is missing; {name} needs it")
-    return factory(**options)
+    for option in needed:
+        if option not in given:
+            raise ConfigError(f"data.{option} is missing; {name} needs it")
+    return from_mapping(dataset, given, "data")

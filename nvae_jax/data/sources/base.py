@@ -1,14 +1,16 @@
-"""What a dataset is, and what the sources behind it have in common."""
+"""What a dataset is, how it is described, and what the sources behind it have in common."""
 
 import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from nvae_jax.data.images import ImageReader
+from nvae_jax.errors import ConfigError, require
+from nvae_jax.image_spec import ImageSpec
 
 
 class Source(Protocol):
@@ -40,28 +42,77 @@ class Records(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A training split, a fixed test split, and how the model is to see them.
+    """A training split and a fixed test split, opened.
 
     Attributes:
       name: the dataset's name, for messages.
-      image_shape: (H, W, C) in pixels as the model sees an image, padding included.
-      train: training images, of `image_shape`, or larger where `random_crop` is set.
-      test: test images, of `image_shape`.
-      binarize: whether pixels are Bernoulli draws whose means are the grey levels.
+      image: the images as a model sees them.
+      train: training images, of `image.shape`, or larger where `random_crop` is set.
+      test: test images, of `image.shape`.
       flip: whether training images are mirrored left to right at random.
-      border: pixels of zero padding on each side; the likelihood leaves them out.
-      random_crop: whether the loader cuts every training image to `image_shape` at a place drawn
+      random_crop: whether the loader cuts every training image to `image.shape` at a place drawn
         anew in each epoch.
     """
 
     name: str
-    image_shape: tuple[int, int, int]
+    image: ImageSpec
     train: Source
     test: Source
-    binarize: bool = False
     flip: bool = False
-    border: int = 0
     random_crop: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a dataset comes into TFDS's folder.
+
+    Attributes:
+      builder: its name in TFDS.
+      splits: the names there of the splits to train and to test on.
+      files: what to fetch: names that the builder has checksums for, or URLs.
+      images: how many images there are, and
+      image_bytes: how much one takes at most when it is stored; both to know whether the dataset
+        fits the disk.
+      by_hand: what to do where a program cannot fetch it.
+    """
+
+    builder: str
+    splits: tuple[str, str]
+    files: tuple[str, ...]
+    images: int
+    image_bytes: int
+    by_hand: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The section `data` of a configuration: a dataset that is not opened yet.
+
+    Every dataset is a subclass. Its fields are the dataset's options.
+
+    Attributes:
+      name: the dataset's, as in `config.data.name`.
+      recipe: how it is prepared; None where there is nothing to prepare.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def recipe(self) -> Recipe | None:
+        return None
+
+    @property
+    def image(self) -> ImageSpec | None:
+        """The images, without opening anything; None where only the files tell."""
+        raise NotImplementedError
+
+    def open(self) -> Dataset:
+        """Opens the dataset.
+
+        Raises:
+          ConfigError: the data is missing, not prepared, or broken.
+        """
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,7 +149,7 @@ class Decoded:
             return read(self.records[index])
         # Pillow and the storage libraries raise all kinds of exceptions for broken data.
         except Exception as error:
-            raise ValueError(f"{self.records.describe(index)} cannot be read: {error}") from error
+            raise ConfigError(f"{self.records.describe(index)} cannot be read: {error}") from error
 
 
 def read_many(source: Source, indices: Iterable[int]) -> Sequence[np.ndarray]:
@@ -107,7 +158,12 @@ def read_many(source: Source, indices: Iterable[int]) -> Sequence[np.ndarray]:
     return source.many(indices) if hasattr(source, "many") else [source[i] for i in indices]
 
 
-def require(field: str, value: Any, condition: bool, allowed: str) -> None:
-    """Raises a ValueError that names a dataset's option and what it allows, unless `condition`."""
-    if not condition:
-        raise ValueError(f"data.{field} is {value!r}; allowed: {allowed}")
+def positive_sides(size: Any) -> tuple[int, int]:
+    """A size in pixels, an int or (height, width), as (height, width).
+
+    Raises:
+      ConfigError: a side is not positive.
+    """
+    height, width = size if isinstance(size, tuple) else (size, size)
+    require("data.size", size, height > 0 and width > 0, "a positive int or (height, width)")
+    return height, width

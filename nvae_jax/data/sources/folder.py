@@ -3,108 +3,116 @@
 import dataclasses
 import functools
 import hashlib
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
-
-from absl import logging
-from PIL import Image
+from typing import ClassVar, Literal
 
 from nvae_jax.data.images import (
-    CHANNELS,
     ImageReader,
     contain_and_pad,
     cover,
     cover_and_crop,
     stretch,
 )
-from nvae_jax.data.sources.base import Dataset, Decoded, require
+from nvae_jax.data.sources.base import DataConfig, Dataset, Decoded, positive_sides
 from nvae_jax.data.sources.checked import find_unreadable
+from nvae_jax.errors import ConfigError, require
+from nvae_jax.fields import require_literals
+from nvae_jax.image_spec import ImageSpec
 
-FITS = {"crop": cover_and_crop, "random_crop": cover, "stretch": stretch, "pad": contain_and_pad}
+_FITS = {"crop": cover_and_crop, "random_crop": cover, "stretch": stretch, "pad": contain_and_pad}
+_SHOWN = 5  # unreadable files that a message names
 
 
-def image_folder(
-    path: str,
-    size: int | Sequence[int],
-    channels: int = 3,
-    fit: str = "crop",
-    flip: bool = False,
-    test_fraction: float = 0.1,
-    unreadable: str = "error",
-) -> Dataset:
-    """The images in a folder and its sub-folders, of any size, mode and file format of Pillow's.
+@dataclasses.dataclass(frozen=True)
+class ImageFolder(DataConfig):
+    """The images in a folder and its subfolders, of any size, mode and file format of Pillow's.
 
     An image belongs to the test split by a hash of its path below the folder: it never changes
     sides when other images come or go. Before first use every file is read once, which is
     remembered in the user's cache folder, so that a broken one is found at the start of a run.
-
-    Args:
-      path: the folder. Names that begin with a dot are left out.
-      size: pixels of a side, an int or (h, w).
-      channels: 1 for grey, 3 for RGB, 4 for RGBA. Transparent pixels lie on white but for 4.
-      fit: how an image comes to `size`. "crop": scaled to cover it, the middle is kept;
-        "random_crop": in training a random part of that, drawn anew in each epoch; "stretch":
-        scaled without regard to proportions; "pad": scaled to fit in, between black borders.
-      flip: whether training images are mirrored left to right at random.
-      test_fraction: expected part of the images that is for testing, between 0 and 1.
-      unreadable: "error" refuses a folder with files that cannot be read, "skip" leaves them out;
-        both list them.
-
-    Raises:
-      ValueError: a value that is not allowed, no such folder, no images in it or in one of its
-        splits, or unreadable ones.
     """
-    shape = tuple(size) if isinstance(size, Sequence) else (size, size)
-    positive = len(shape) == 2 and all(isinstance(s, int) and s > 0 for s in shape)
-    require("size", size, positive, "a positive int or (h, w)")
-    require("channels", channels, channels in CHANNELS, ", ".join(map(str, CHANNELS)))
-    require("fit", fit, fit in FITS, ", ".join(FITS))
-    require("test_fraction", test_fraction, 0 < test_fraction < 1, "between 0 and 1")
-    require("unreadable", unreadable, unreadable in ("error", "skip"), "error, skip")
 
-    root = Path(path).expanduser()
-    require("path", path, root.is_dir(), "a folder")
-    names = list_images(root)
-    require("path", path, bool(names), f"a folder with images ({', '.join(_some_suffixes())}, …)")
-    broken = find_unreadable(root, names)
-    if broken:
-        listed = "".join(f"\n  {name}: {error}" for name, error in broken.items())
-        message = f"{len(broken)} of {len(names)} files in {root} are unreadable:{listed}"
-        if unreadable == "error":
-            raise ValueError(
-                f"{message}\nRemove them, or leave them out by --config.data.unreadable=skip"
-            )
-        logging.warning("%s\nThey are left out.", message)
+    name: ClassVar[str] = "image_folder"
 
-    splits: dict[bool, list[str]] = {False: [], True: []}
-    for name in names:
-        if name not in broken:
-            splits[is_test(name, test_fraction)].append(name)
-    for for_test, split in splits.items():
-        if not split:
-            raise ValueError(
-                f"data.test_fraction is {test_fraction}, which leaves none of {root}'s "
-                f"{len(names) - len(broken)} images to {'test' if for_test else 'train'}; allowed: "
-                f"{'larger' if for_test else 'smaller'} ones"
+    path: str  # the folder; names that begin with a dot are ignored
+    size: int | tuple[int, int]  # pixels of a side, or (height, width)
+    channels: Literal[1, 3, 4] = 3  # grey, RGB or RGBA; without A, transparent pixels lie on white
+    # How an image comes to `size`. crop: scaled to cover it, the middle is kept; random_crop: in
+    # training a random part of that, drawn anew in each epoch; stretch: scaled without regard to
+    # proportions; pad: scaled to fit in, between black borders.
+    fit: Literal["crop", "random_crop", "stretch", "pad"] = "crop"
+    flip: bool = False  # whether training images are mirrored left to right at random
+    test_fraction: float = 0.1  # expected fraction of the images that is for testing
+    # What happens when files cannot be read. error: the folder is refused; skip: they are left out.
+    unreadable: Literal["error", "skip"] = "error"
+
+    def __post_init__(self):
+        positive_sides(self.size)
+        require_literals(self, "data.")
+        inside = 0 < self.test_fraction < 1
+        require("data.test_fraction", self.test_fraction, inside, "between 0 and 1")
+
+    @property
+    def image(self) -> ImageSpec:
+        return ImageSpec(*positive_sides(self.size), self.channels)
+
+    def open(self) -> Dataset:
+        root = Path(self.path).expanduser()
+        train, test = self._splits(root)
+        height, width, channels = self.image.shape
+        fits = (_FITS[self.fit], cover_and_crop if self.fit == "random_crop" else _FITS[self.fit])
+        sources = [
+            Decoded(
+                Files(root, tuple(files)),
+                ImageReader(channels, functools.partial(geometry, height=height, width=width)),
             )
-    height, width = shape
-    test_fit = cover_and_crop if fit == "random_crop" else FITS[fit]
-    train, test = (
-        Decoded(
-            Files(root, tuple(files)),
-            ImageReader(channels, functools.partial(geometry, height=height, width=width)),
+            for files, geometry in zip((train, test), fits, strict=True)
+        ]
+        return Dataset(
+            name=self.name,
+            image=self.image,
+            train=sources[0],
+            test=sources[1],
+            flip=self.flip,
+            random_crop=self.fit == "random_crop",
         )
-        for files, geometry in ((splits[False], FITS[fit]), (splits[True], test_fit))
-    )
-    return Dataset(
-        name="image_folder",
-        image_shape=(height, width, channels),
-        train=train,
-        test=test,
-        flip=flip,
-        random_crop=fit == "random_crop",
-    )
+
+    def _splits(self, root: Path) -> tuple[list[str], list[str]]:
+        """Names of the files to train and to test on."""
+        require("data.path", self.path, root.is_dir(), "a folder")
+        names = list_images(root)
+        allowed = f"a folder with images ({', '.join(_some_suffixes())}, …)"
+        require("data.path", self.path, bool(names), allowed)
+        broken = find_unreadable(root, names)
+        if broken:
+            self._report(root, len(names), broken)
+        readable = [name for name in names if name not in broken]
+        splits: tuple[list[str], list[str]] = [], []
+        for name in readable:
+            splits[is_test(name, self.test_fraction)].append(name)
+        allowed = "more images, or another fraction"
+        for split, purpose in zip(splits, ("train", "test"), strict=True):
+            if not split:
+                raise ConfigError(
+                    f"data.test_fraction is {self.test_fraction}, which leaves none of the "
+                    f"{len(readable)} images in {root} to {purpose}; allowed: {allowed}"
+                )
+        return splits
+
+    def _report(self, root: Path, number: int, broken: dict[str, str]) -> None:
+        """Refuses unreadable files, or says which ones are left out."""
+        first = [f"{name} ({error})" for name, error in list(broken.items())[:_SHOWN]]
+        more = f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
+        message = f"{len(broken)} of {number} files are unreadable: {', '.join(first)}{more}"
+        if self.unreadable == "error":
+            raise ConfigError(
+                f"data.path is {os.fspath(root)!r}, where {message}; remove them, or leave them "
+                "out by --config.data.unreadable=skip"
+            )
+        logging.getLogger(__name__).warning("%s: %s; they are left out", root, message)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,7 +138,7 @@ def list_images(root: Path) -> list[str]:
 
     Which they are is told from their names, whether they can be read or not.
     """
-    suffixes = Image.registered_extensions()
+    suffixes = _suffixes()
     found = []
     for folder, folders, files in os.walk(root, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -146,5 +154,11 @@ def is_test(name: str, fraction: float) -> bool:
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
+def _suffixes() -> Collection[str]:
+    from PIL import Image
+
+    return Image.registered_extensions()
+
+
 def _some_suffixes() -> list[str]:
-    return [s for s in (".jpg", ".png", ".webp", ".tif") if s in Image.registered_extensions()]
+    return [suffix for suffix in (".jpg", ".png", ".webp", ".tif") if suffix in _suffixes()]

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from nvae_jax.errors import ConfigError, reason
+
 
 class LmdbRecords:
     """The values of an LMDB file in the order of their numbers."""
@@ -19,21 +21,27 @@ class LmdbRecords:
         """Opens the file and checks that no key is missing, which reads no values.
 
         Raises:
-          ValueError: there is no such file, it is no LMDB file, or keys are not 0, 1, ...
+          ConfigError: the file is missing or not an LMDB file, or its keys are not 0, 1, …
         """
         if not os.path.exists(path):
-            raise ValueError(f"{path} does not exist; data.lmdb names the folder it should be in")
+            raise ConfigError(
+                f"data.lmdb is {os.path.dirname(path)!r}, which has no {os.path.basename(path)}; "
+                "allowed: a folder with train.lmdb and validation.lmdb"
+            )
         import lmdb
 
         try:
             with _open(path).begin() as transaction:
                 keys = set(transaction.cursor().iternext(values=False))
-        except lmdb.Error as error:
-            raise ValueError(f"{path} cannot be read as LMDB: {error}") from error
+        except (lmdb.Error, OSError) as error:
+            raise ConfigError(
+                f"data.lmdb has {path}, which cannot be read as LMDB ({reason(error)}); allowed: "
+                "whole files of the original implementation"
+            ) from error
         missing = [i for i in range(len(keys)) if str(i).encode() not in keys]
         if missing or not keys:
             some = ", ".join(map(str, missing[:5])) or "all"
-            raise ValueError(
+            raise ConfigError(
                 f"{path} lacks {len(missing)} of its {len(keys)} keys, these among them: {some}; "
                 "allowed: all numbers from 0 on"
             )

@@ -8,169 +8,302 @@ the original reads LMDB files, the option `lmdb` names a folder with its `train.
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 
 from nvae_jax.data.images import ImageReader, cover, cover_and_crop, crop_and_resize
-from nvae_jax.data.sources.base import Dataset, Decoded, Source, read_many, require
+from nvae_jax.data.lsun import NUM_IMAGES
+from nvae_jax.data.sources.base import DataConfig, Dataset, Decoded, Recipe, Source, read_many
 from nvae_jax.data.sources.lmdb import LmdbRecords, read_levels
 from nvae_jax.data.sources.tfds import open_split
+from nvae_jax.errors import require
+from nvae_jax.image_spec import ImageSpec
 
-LSUN_CATEGORIES = (
-    "bedroom",
-    "bridge",
-    "church_outdoor",
-    "classroom",
-    "conference_room",
-    "dining_room",
-    "kitchen",
-    "living_room",
-    "restaurant",
-    "tower",
-)
-
-_MNIST_BORDER = 2  # 28x28 digits in 32x32 pixels
+_DIGITS = ImageSpec(32, 32, 1, border=2, binarize=True)  # 28x28, padded
 _CELEBA_FACE = (15, 40, 163, 188)  # left, top, right, bottom of 178x218 pixels
 
 
-def mnist(data_dir: str | None = None) -> Dataset:
-    """MNIST: 60,000 digits to train and 10,000 to test, padded to 32x32x1, binarised.
+@dataclasses.dataclass(frozen=True)
+class Prepared(DataConfig):
+    """A dataset in TFDS's folder, of which the subclass says what is there and what it shows."""
 
-    Args:
-      data_dir: the folder of prepared datasets; None: TFDS's usual one.
+    data_dir: str | None = None  # the folder of prepared datasets; None: TFDS's usual one
 
-    Raises:
-      ValueError: it is not prepared, or broken.
-    """
-    return _digits("mnist", "mnist", data_dir)
+    stored: ClassVar[Recipe]
+    shown: ClassVar[ImageSpec]
+    reader: ClassVar[ImageReader] = ImageReader()  # of the encoded images
+    flip: ClassVar[bool] = True
+
+    @property
+    def recipe(self) -> Recipe | None:
+        return self.stored
+
+    @property
+    def image(self) -> ImageSpec:
+        return self.shown
+
+    def open(self) -> Dataset:
+        train, test = self._sources()
+        return Dataset(self.name, self.image, train, test, flip=self.flip)
+
+    def _sources(self) -> list[Source]:
+        """The sources of both splits."""
+        builder, splits = self.stored.builder, self.stored.splits
+        return [Decoded(open_split(builder, s, self.data_dir), self.reader) for s in splits]
 
 
-def omniglot(data_dir: str | None = None) -> Dataset:
+@dataclasses.dataclass(frozen=True)
+class PreparedOrLmdb(Prepared):
+    """A prepared dataset that can be read from the original implementation's LMDB files, too."""
+
+    lmdb: str | None = None  # a folder with train.lmdb and validation.lmdb, to read instead
+
+    encoded: ClassVar[bool] = False  # whether the LMDB files hold image files and not levels
+
+    @property
+    def recipe(self) -> Recipe | None:
+        return self.stored if self.lmdb is None else None
+
+    def _sources(self) -> list[Source]:
+        if self.lmdb is None:
+            return super()._sources()
+        height, width, channels = self.image.shape
+        levels = functools.partial(read_levels, height=height, width=width, channels=channels)
+        read: Callable[[Any], np.ndarray] = self.reader if self.encoded else levels
+        folder = os.path.realpath(os.path.expanduser(self.lmdb))
+        files = [os.path.join(folder, f"{split}.lmdb") for split in ("train", "validation")]
+        return [Decoded(LmdbRecords(file), read) for file in files]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mnist(Prepared):
+    """MNIST: 60,000 digits to train and 10,000 to test, padded to 32x32x1, binarised."""
+
+    name = "mnist"
+    stored = Recipe(
+        builder="mnist",
+        splits=("train", "test"),
+        files=tuple(
+            f"{split}-{kind}-ubyte.gz"
+            for split in ("train", "t10k")
+            for kind in ("images-idx3", "labels-idx1")
+        ),
+        images=70_000,
+        image_bytes=28 * 28,
+    )
+    shown = _DIGITS
+    reader = ImageReader(channels=1, border=_DIGITS.border)
+    flip = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Omniglot(Prepared):
     """OMNIGLOT at 28x28 (Burda et al., 2015): 24,345 characters to train and 8,070 to test.
 
-    Padded to 32x32x1, binarised. Arguments and errors as `mnist`'s.
+    Padded to 32x32x1, binarised.
     """
-    return _digits("omniglot", "omniglot28", data_dir)
+
+    name = "omniglot"
+    stored = Recipe(
+        builder="omniglot28",
+        splits=("train", "test"),
+        files=("https://github.com/yburda/iwae/raw/master/datasets/OMNIGLOT/chardata.mat",),
+        images=32_415,
+        image_bytes=28 * 28,
+    )
+    shown = _DIGITS
+    reader = Mnist.reader
+    flip = False
 
 
-def stacked_mnist(data_dir: str | None = None, seed: int = 0) -> Dataset:
+@dataclasses.dataclass(frozen=True)
+class StackedMnist(Prepared):
     """MNIST digits stacked as colours, 32x32x3: 120,000 to train and 20,000 to test, not binarised.
 
     Each channel goes through all digits twice, in two permutations of its own that are drawn once.
-
-    Args:
-      data_dir: the folder of prepared datasets; None: TFDS's usual one.
-      seed: of the permutations, >= 0.
-
-    Raises:
-      ValueError: MNIST is not prepared, or broken.
     """
-    require("seed", seed, isinstance(seed, int) and seed >= 0, "0 or more")
-    single = mnist(data_dir)
-    height, width, _ = single.image_shape
-    return dataclasses.replace(
-        single,
-        name="stacked_mnist",
-        image_shape=(height, width, 3),
-        train=Stacked(single.train, seed),
-        test=Stacked(single.test, seed + 1),
-        binarize=False,
+
+    name = "stacked_mnist"
+    stored = Mnist.stored
+    shown = ImageSpec(32, 32, 3, border=_DIGITS.border)
+    reader = Mnist.reader
+    flip = False
+
+    seed: int = 0  # of the permutations
+
+    def __post_init__(self):
+        require("data.seed", self.seed, self.seed >= 0, "0 or more")
+
+    def _sources(self) -> list[Source]:
+        train, test = super()._sources()
+        return [Stacked(train, self.seed), Stacked(test, self.seed + 1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cifar10(Prepared):
+    """CIFAR-10: 50,000 images of 32x32x3 to train and 10,000 to test, flipped in training."""
+
+    name = "cifar10"
+    stored = Recipe(
+        builder="cifar10",
+        splits=("train", "test"),
+        files=("cifar-10-binary.tar.gz",),
+        images=60_000,
+        image_bytes=32 * 32 * 3,
+    )
+    shown = ImageSpec(32, 32, 3)
+
+
+def _imagenet(size: int) -> Recipe:
+    return Recipe(
+        builder=f"downsampled_imagenet/{size}x{size}",
+        splits=("train", "validation"),
+        files=(f"train_{size}x{size}.tar", f"valid_{size}x{size}.tar"),
+        images=1_331_148,
+        image_bytes=size * size * 3,
+        by_hand="image-net.org no longer offers the files of van den Oord's downsampling; find "
+        "them by their names where datasets are mirrored. They are checked. The archives that "
+        "image-net.org offers now are another downsampling, with other likelihoods.",
     )
 
 
-def cifar10(data_dir: str | None = None) -> Dataset:
-    """CIFAR-10: 50,000 images of 32x32x3 to train and 10,000 to test, flipped in training.
+@dataclasses.dataclass(frozen=True)
+class Imagenet32(PreparedOrLmdb):
+    """ImageNet in van den Oord's downsampling to 32x32x3, flipped in training.
 
-    Arguments and errors as `mnist`'s.
+    1,281,149 images to train and 49,999 to test.
     """
-    return _images("cifar10", ("cifar10", "train", "test"), 32, ImageReader(), data_dir)
+
+    name = "imagenet32"
+    stored = _imagenet(32)
+    shown = ImageSpec(32, 32, 3)
 
 
-def imagenet32(data_dir: str | None = None, lmdb: str | None = None) -> Dataset:
-    """ImageNet in van den Oord's downsampling: 1,281,149 images of 32x32x3, 49,999 to test; flips.
+@dataclasses.dataclass(frozen=True)
+class Imagenet64(PreparedOrLmdb):
+    """ImageNet in van den Oord's downsampling to 64x64x3, flipped in training.
 
-    Args:
-      data_dir: the folder of prepared datasets; None: TFDS's usual one.
-      lmdb: a folder with the original implementation's LMDB files instead.
-
-    Raises:
-      ValueError: it is not prepared, or broken.
+    1,281,149 images to train and 49,999 to test.
     """
-    stored = ("downsampled_imagenet/32x32", "train", "validation")
-    return _images("imagenet32", stored, 32, ImageReader(), data_dir, lmdb)
+
+    name = "imagenet64"
+    stored = _imagenet(64)
+    shown = ImageSpec(64, 64, 3)
 
 
-def imagenet64(data_dir: str | None = None, lmdb: str | None = None) -> Dataset:
-    """ImageNet in van den Oord's downsampling: 1,281,149 images of 64x64x3, 49,999 to test; flips.
-
-    Arguments and errors as `imagenet32`'s.
-    """
-    stored = ("downsampled_imagenet/64x64", "train", "validation")
-    return _images("imagenet64", stored, 64, ImageReader(), data_dir, lmdb)
-
-
-def celeba64(data_dir: str | None = None, lmdb: str | None = None) -> Dataset:
+@dataclasses.dataclass(frozen=True)
+class Celeba64(PreparedOrLmdb):
     """CelebA, aligned faces cut out and resized to 64x64x3, flipped in training.
 
     162,770 images to train; the test split is CelebA's validation split of 19,867, on which the
-    paper scores. Arguments and errors as `imagenet32`'s.
+    paper scores.
     """
-    geometry = functools.partial(crop_and_resize, box=_CELEBA_FACE, height=64, width=64)
-    stored = ("celeb_a", "train", "validation")
-    return _images("celeba64", stored, 64, ImageReader(3, geometry), data_dir, lmdb, encoded=True)
+
+    name = "celeba64"
+    stored = Recipe(
+        builder="celeb_a",
+        splits=("train", "validation"),
+        files=(
+            "img_align_celeba.zip",
+            "list_eval_partition.txt",
+            "list_attr_celeba.txt",
+            "list_landmarks_align_celeba.txt",
+            "identity_CelebA.txt",
+        ),
+        images=202_599,
+        image_bytes=10_000,
+        by_hand="Google Drive refuses files that many people fetch; a browser gets them, from "
+        "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html or the addresses above.",
+    )
+    shown = ImageSpec(64, 64, 3)
+    reader = ImageReader(
+        3, functools.partial(crop_and_resize, box=_CELEBA_FACE, height=64, width=64)
+    )
+    encoded = True
 
 
-def celebahq256(data_dir: str | None = None, lmdb: str | None = None) -> Dataset:
+@dataclasses.dataclass(frozen=True)
+class Celebahq256(PreparedOrLmdb):
     """CelebA-HQ: 27,000 faces of 256x256x3 to train and 3,000 to test, flipped in training.
 
-    The split is that of Glow's release. Arguments and errors as `imagenet32`'s.
+    The split is that of Glow's release.
     """
-    stored = ("celebahq256", "train", "validation")
-    return _images("celebahq256", stored, 256, ImageReader(), data_dir, lmdb)
+
+    name = "celebahq256"
+    stored = Recipe(
+        builder="celebahq256",
+        splits=("train", "validation"),
+        files=("https://openaipublic.azureedge.net/glow-demo/data/celeba-tfr.tar",),
+        images=30_000,
+        image_bytes=2 * 256 * 256 * 3,  # unpacked, and as PNG
+    )
+    shown = ImageSpec(256, 256, 3)
 
 
-def ffhq256(data_dir: str | None = None, lmdb: str | None = None) -> Dataset:
+@dataclasses.dataclass(frozen=True)
+class Ffhq256(PreparedOrLmdb):
     """FFHQ: 63,000 faces resized from 1024x1024 to 256x256x3, 7,000 to test; flipped in training.
 
     The original's split is a random one that was never published; ours is a fixed permutation.
-    Arguments and errors as `imagenet32`'s.
     """
-    stored = ("ffhq256", "train", "validation")
-    return _images("ffhq256", stored, 256, ImageReader(), data_dir, lmdb)
+
+    name = "ffhq256"
+    stored = Recipe(
+        builder="ffhq256",
+        splits=("train", "validation"),
+        files=(),
+        images=70_000,
+        image_bytes=2 * 256 * 256 * 3,  # converted, and in the dataset
+        by_hand="https://github.com/NVlabs/ffhq-dataset says how to fetch images1024x1024 (90 GB).",
+    )
+    shown = ImageSpec(256, 256, 3)
 
 
-def lsun(category: str, size: int, data_dir: str | None = None) -> Dataset:
+@dataclasses.dataclass(frozen=True)
+class Lsun(DataConfig):
     """A category of LSUN scenes: the shorter side resized to `size`, then cut to a square.
 
     At random in training, which flips images too, and in the middle to test; the test split is
     LSUN's validation split of 300.
-
-    Args:
-      category: one of `LSUN_CATEGORIES`.
-      size: pixels of the square, from 1 to 256, the shorter side that LSUN is stored with.
-      data_dir: the folder of prepared datasets; None: TFDS's usual one.
-
-    Raises:
-      ValueError: a value that is not allowed; it is not prepared, or broken.
     """
-    require("category", category, category in LSUN_CATEGORIES, ", ".join(LSUN_CATEGORIES))
-    require("size", size, isinstance(size, int) and 1 <= size <= 256, "1 to 256")
-    train, test = (
-        Decoded(
-            open_split(f"lsun_scenes/{category}", split, data_dir),
-            ImageReader(3, functools.partial(geometry, height=size, width=size)),
+
+    name: ClassVar[str] = "lsun"
+
+    category: str  # one of nvae_jax.data.lsun's
+    size: int  # pixels of the square; LSUN is stored with a shorter side of 256
+    data_dir: str | None = None  # the folder of prepared datasets; None: TFDS's usual one
+
+    def __post_init__(self):
+        known = self.category in NUM_IMAGES
+        require("data.category", self.category, known, ", ".join(NUM_IMAGES))
+        require("data.size", self.size, 1 <= self.size <= 256, "1 to 256")
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(
+            builder=f"lsun_scenes/{self.category}",
+            splits=("train", "validation"),
+            files=tuple(f"{self.category}_{split}_lmdb.zip" for split in ("train", "val")),
+            images=NUM_IMAGES[self.category],
+            image_bytes=3 * 20_000,  # in the archive, unpacked, and in the dataset
         )
-        for split, geometry in (("train", cover), ("validation", cover_and_crop))
-    )
-    return Dataset(
-        name=f"lsun_{category}{size}",
-        image_shape=(size, size, 3),
-        train=train,
-        test=test,
-        flip=True,
-        random_crop=True,
-    )
+
+    @property
+    def image(self) -> ImageSpec:
+        return ImageSpec(self.size, self.size, 3)
+
+    def open(self) -> Dataset:
+        train, test = (
+            Decoded(
+                open_split(self.recipe.builder, split, self.data_dir),
+                ImageReader(3, functools.partial(geometry, height=self.size, width=self.size)),
+            )
+            for split, geometry in zip(self.recipe.splits, (cover, cover_and_crop), strict=True)
+        )
+        name = f"lsun_{self.category}{self.size}"
+        return Dataset(name, self.image, train, test, flip=True, random_crop=True)
 
 
 class Stacked:
@@ -194,53 +327,3 @@ class Stacked:
         """The images at `indices`."""
         grey = np.stack(read_many(self._source, self.indices[indices].T.ravel()))
         return np.concatenate(np.split(grey, 3), axis=-1)
-
-
-def _digits(name: str, stored: str, data_dir: str | None) -> Dataset:
-    """A dataset of grey 28x28 images that are binarised."""
-    reader = ImageReader(channels=1, border=_MNIST_BORDER)
-    train, test = (Decoded(open_split(stored, s, data_dir), reader) for s in ("train", "test"))
-    return Dataset(
-        name=name,
-        image_shape=(32, 32, 1),
-        train=train,
-        test=test,
-        binarize=True,
-        border=_MNIST_BORDER,
-    )
-
-
-def _images(
-    name: str,
-    stored: tuple[str, str, str],
-    size: int,
-    reader: ImageReader,
-    data_dir: str | None,
-    lmdb: str | None = None,
-    encoded: bool = False,
-) -> Dataset:
-    """A dataset of square colour images that are flipped in training.
-
-    Args:
-      name: the dataset's.
-      stored: its name in TFDS and its splits there to train and to test.
-      size: pixels of a side.
-      reader: of encoded images.
-      data_dir: TFDS's folder.
-      lmdb: a folder with LMDB files to read instead.
-      encoded: whether these hold image files and not levels.
-    """
-    sources: Sequence[Source]
-    if lmdb is None:
-        builder, *splits = stored
-        sources = [Decoded(open_split(builder, split, data_dir), reader) for split in splits]
-    else:
-        levels = functools.partial(read_levels, height=size, width=size, channels=3)
-        read: Callable[[bytes], np.ndarray] = reader if encoded else levels
-        folder = os.path.realpath(os.path.expanduser(lmdb))
-        sources = [
-            Decoded(LmdbRecords(os.path.join(folder, f"{split}.lmdb")), read)
-            for split in ("train", "validation")
-        ]
-    train, test = sources
-    return Dataset(name=name, image_shape=(size, size, 3), train=train, test=test, flip=True)

@@ -1,14 +1,20 @@
 """Real images that come with scikit-learn, so that every machine has them."""
 
 import dataclasses
-from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
-from nvae_jax.data.sources.base import Dataset
+from nvae_jax.data.sources.base import DataConfig, Dataset, positive_sides
+from nvae_jax.errors import require
+from nvae_jax.image_spec import ImageSpec
+
+_PHOTO_SIZE = (427, 640)
+_BOUNDARY = 448  # column at which the photographs' test parts begin
 
 
-def digits() -> Dataset:
+@dataclasses.dataclass(frozen=True)
+class Digits(DataConfig):
     """Handwritten digits that come with scikit-learn: 1,500 for training, 297 for testing.
 
     The 8x8 images of 17 grey levels are scaled to 0-255, enlarged to 28x28 (Pillow, bilinear) and
@@ -18,28 +24,34 @@ def digits() -> Dataset:
     Source: `sklearn.datasets.load_digits`, the test set of the UCI "Optical Recognition of
     Handwritten Digits".
     """
-    from PIL import Image
-    from sklearn.datasets import load_digits
 
-    grey = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
-    enlarged = [
-        Image.fromarray(image).resize((28, 28), Image.Resampling.BILINEAR) for image in grey
-    ]
-    border = 2
-    padding = ((0, 0), (border, border), (border, border))
-    images = np.pad(np.stack([np.asarray(image) for image in enlarged]), padding)[..., np.newaxis]
-    order = np.random.default_rng(0).permutation(len(images))
-    return Dataset(
-        name="digits",
-        image_shape=(32, 32, 1),
-        train=images[order[:1500]],
-        test=images[order[1500:]],
-        binarize=True,
-        border=border,
-    )
+    name: ClassVar[str] = "digits"
+
+    @property
+    def image(self) -> ImageSpec:
+        return ImageSpec(32, 32, 1, border=2, binarize=True)
+
+    def open(self) -> Dataset:
+        from PIL import Image
+        from sklearn.datasets import load_digits
+
+        grey = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
+        enlarged = [
+            Image.fromarray(image).resize((28, 28), Image.Resampling.BILINEAR) for image in grey
+        ]
+        images = np.stack([np.asarray(image) for image in enlarged])[..., np.newaxis]
+        images = self.image.with_border(images)
+        order = np.random.default_rng(0).permutation(len(images))
+        return Dataset(
+            name=self.name,
+            image=self.image,
+            train=images[order[:1500]],
+            test=images[order[1500:]],
+        )
 
 
-def photos(size: int | Sequence[int] = 32, crops_per_epoch: int = 1024) -> Dataset:
+@dataclasses.dataclass(frozen=True)
+class Photos(DataConfig):
     """Crops of the two photographs (427x640, RGB) that come with scikit-learn.
 
     The left 70 % of both (448 columns) are for training: example i is a random crop of photograph
@@ -53,41 +65,40 @@ def photos(size: int | Sequence[int] = 32, crops_per_epoch: int = 1024) -> Datas
     flickr.com/photos/danielbuechele/6061409035, and `flower.jpg`,
     flickr.com/photos/vultilion/6056698931.
 
-    Args:
-      size: pixels of a crop, an int or (h, w); h from 1 to 427, w from 1 to 192.
-      crops_per_epoch: training examples in an epoch, at least 1.
-
-    Raises:
-      ValueError: a value that is not allowed; the message names `data.size` or
-        `data.crops_per_epoch`.
-
     Source: `sklearn.datasets.load_sample_images`.
     """
-    from sklearn.datasets import load_sample_images
 
-    images = np.stack(load_sample_images().images)
-    boundary = images.shape[2] * 7 // 10
-    train, test = images[:, :, :boundary], images[:, :, boundary:]
+    name: ClassVar[str] = "photos"
 
-    shape = tuple(size) if isinstance(size, Sequence) else (size, size)
-    limits = test.shape[1:3]
-    fits = [isinstance(s, int) and 1 <= s <= limit for s, limit in zip(shape, limits, strict=False)]
-    if len(shape) != 2 or not all(fits):
-        raise ValueError(
-            f"data.size is {size!r}; allowed: an int or (h, w), "
-            f"h from 1 to {limits[0]} and w from 1 to {limits[1]}"
+    size: int | tuple[int, int] = 32  # pixels of a crop's side, or (height, width)
+    crops_per_epoch: int = 1024  # training examples per epoch
+
+    def __post_init__(self):
+        height, width = positive_sides(self.size)
+        limits = _PHOTO_SIZE[0], _PHOTO_SIZE[1] - _BOUNDARY
+        fits = height <= limits[0] and width <= limits[1]
+        allowed = f"at most {limits[0]} high and {limits[1]} wide"
+        require("data.size", self.size, fits, allowed)
+        require("data.crops_per_epoch", self.crops_per_epoch, self.crops_per_epoch > 0, "1 or more")
+
+    @property
+    def image(self) -> ImageSpec:
+        return ImageSpec(*positive_sides(self.size), 3)
+
+    def open(self) -> Dataset:
+        from sklearn.datasets import load_sample_images
+
+        images = np.stack(load_sample_images().images)
+        train, test = images[:, :, :_BOUNDARY], images[:, :, _BOUNDARY:]
+        height, width, _ = self.image.shape
+        return Dataset(
+            name=self.name,
+            image=self.image,
+            train=_Cycle(train, self.crops_per_epoch),
+            test=_grid(test, height, width),
+            flip=True,
+            random_crop=True,
         )
-    if crops_per_epoch < 1:
-        raise ValueError(f"data.crops_per_epoch is {crops_per_epoch!r}; allowed: at least 1")
-    height, width = shape
-    return Dataset(
-        name="photos",
-        image_shape=(height, width, 3),
-        train=_Cycle(train, crops_per_epoch),
-        test=_grid(test, height, width),
-        flip=True,
-        random_crop=True,
-    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

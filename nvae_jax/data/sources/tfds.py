@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from nvae_jax.errors import ConfigError
+
 DEFAULT_DIR = os.path.join("~", "tensorflow_datasets")
 
 
@@ -17,7 +19,7 @@ def find_builder(name: str, data_dir: str | None) -> Any:
     """The TFDS builder `name` (TFDS's own, or one of `nvae_jax.data.builders`) for a folder.
 
     Raises:
-      ValueError: the dataset is there in another format.
+      ConfigError: the dataset is there in another format.
     """
     import tensorflow_datasets as tfds
 
@@ -27,7 +29,7 @@ def find_builder(name: str, data_dir: str | None) -> Any:
     try:
         return tfds.builder(name, data_dir=folder, file_format="array_record")
     except ValueError as error:
-        raise ValueError(
+        raise ConfigError(
             f"data.data_dir is {folder!r}, where {name} is in another format than array_record "
             f"({error}); choose another folder and prepare it there"
         ) from error
@@ -78,11 +80,11 @@ def open_split(name: str, split: str, data_dir: str | None) -> TfdsRecords:
       data_dir: the folder of prepared datasets; None: TFDS's usual one.
 
     Raises:
-      ValueError: the dataset is not prepared, in another format, or a file is missing or broken.
+      ConfigError: the dataset is not prepared, in another format, or a file is missing or broken.
     """
     builder = find_builder(name, data_dir)
     if not builder.is_prepared():
-        raise ValueError(
+        raise ConfigError(
             f"data.data_dir is {data_folder(data_dir)!r}, which has no {name}; "
             "`python -m nvae_jax.main --mode prepare` with the same --config makes it"
         )
@@ -98,7 +100,7 @@ def open_split(name: str, split: str, data_dir: str | None) -> TfdsRecords:
 
 
 def _check(path: str, number: int) -> None:
-    """Raises ValueError unless an array_record file is there and holds `number` records.
+    """Raises a ConfigError unless an array_record file is there and holds `number` records.
 
     Its index is at the end of the file, so a file that was cut off is found without reading it.
     """
@@ -109,11 +111,11 @@ def _check(path: str, number: int) -> None:
         found = reader.num_records()
         reader.close()
     except Exception as error:
-        raise ValueError(
+        raise ConfigError(
             f"{path} cannot be read ({error}); delete its folder and prepare the dataset again"
         ) from error
     if found != number:
-        raise ValueError(
+        raise ConfigError(
             f"{path} has {found} examples of {number}; delete its folder and prepare the dataset "
             "again"
         )

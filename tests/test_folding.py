@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from nvae_jax.model import NVAE, ModelConfig, variable_shapes
-from nvae_jax.model.inference import FoldedNVAE, fold
+from nvae_jax.model.folding import FoldedNVAE, fold
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 

@@ -1,26 +1,41 @@
-"""From flags of the command line to the options of a mode: a frozen dataclass, checked by itself.
+"""Command lines: flags from the fields of dataclasses, and how a command refuses.
 
 The fields of a mode's dataclass are its flags; their help is the class's docstring, which has a
-line ``  name: what it is`` for each. Modes that share a field's name share the flag.
+line `  name: what it is` for each. Modes that share a field's name share the flag.
 """
 
+import contextlib
 import dataclasses
 import inspect
 import re
-import types
+import sys
 import typing
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
 
 from absl import flags
 
-from nvae_jax.config import ConfigError
+from nvae_jax.errors import ConfigError, require
+from nvae_jax.fields import parse, require_literals
 
-T = TypeVar("T")
+
+def refuse(message: object) -> NoReturn:
+    """Ends the process with exit code 2 and one line that says why."""
+    print(f"refused: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+@contextlib.contextmanager
+def door() -> Iterator[None]:
+    """Around all that a command does: a ConfigError is refused, anything else is a bug."""
+    try:
+        yield
+    except ConfigError as error:
+        refuse(error)
 
 
 def define_flags(modes: Mapping[str, type], values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines a flag for every field of the modes' dataclasses; not given, it is None."""
+    """Defines a flag for every field of the modes' dataclasses; its default is None."""
     helps: dict[str, list[str]] = {}
     switches = set()
     for mode, cls in modes.items():
@@ -35,16 +50,19 @@ def define_flags(modes: Mapping[str, type], values: flags.FlagValues = flags.FLA
 
 
 def read_flags(mode: str, modes: Mapping[str, type], given: Mapping[str, Any]) -> Any:
-    """The options of a mode from the flags that are given; what is not given takes its default.
+    """The options of a mode from the flags that are given.
 
     Args:
       mode: a key of `modes`.
       modes: as for `define_flags`.
-      given: flags by name; those that are None, or belong to no mode, are left out.
+      given: flags by name; those that are None, or belong to no mode, are ignored.
+
+    Returns:
+      An instance of the mode's dataclass; fields without a flag have their defaults.
 
     Raises:
-      ValueError: a flag of another mode, or a value that is not of the field's kind. What the
-        dataclass itself raises passes unchanged.
+      ConfigError: a flag of another mode is given, one that the mode needs is not, or a value is
+        not of the field's kind.
     """
     cls = modes[mode]
     kinds = typing.get_type_hints(cls)
@@ -56,7 +74,7 @@ def read_flags(mode: str, modes: Mapping[str, type], given: Mapping[str, Any]) -
             continue
         if name not in allowed:
             raise ConfigError(
-                f"--{name} is no option of mode {mode}; allowed: {', '.join(allowed)}"
+                f"--{name} is not an option of mode {mode}; allowed: {', '.join(allowed) or 'none'}"
             )
         values[name] = parse(kinds[name], value, name) if isinstance(value, str) else value
     for field in dataclasses.fields(cls):
@@ -65,44 +83,14 @@ def read_flags(mode: str, modes: Mapping[str, type], given: Mapping[str, Any]) -
     return cls(**values)
 
 
-def parse(kind: Any, text: str, field: str) -> Any:
-    """Reads `text` as a `kind`: int, float, str, Literal, a tuple by commas, or "none".
-
-    Raises: ValueError naming the field, the text and what is allowed.
-    """
-    origin, options = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if text.lower() == "none" and types.NoneType in options:
-            return None
-        (kind,) = (option for option in options if option is not types.NoneType)
-        return parse(kind, text, field)
-    if origin is typing.Literal:
-        kind = str  # `validate` checks it
-    if origin is tuple:
-        return tuple(parse(options[0], part.strip(), field) for part in text.split(","))
-    try:
-        return kind(text)
-    except ValueError:
-        require(field, text, False, f"{kind.__name__}s")
-
-
-def require(field: str, value: Any, condition: bool, allowed: str) -> None:
-    """Raises ValueError, naming the field, the value and what is allowed, unless `condition`."""
-    if not condition:
-        raise ConfigError(f"{field} is {value!r}; allowed: {allowed}")
-
-
 def validate(options: Any, *counts: str) -> None:
-    """Checks what most options have in common.
+    """Checks what the options of modes have in common.
 
-    Raises: ValueError unless fields of a Literal type hold one of its values, `counts` are 1 or
-      more, or None, and `seed` is of 32 bits.
+    Raises:
+      ConfigError: a field of a Literal type holds none of its values, one of the fields `counts` is
+        neither positive nor None, or `seed` does not fit 32 bits.
     """
-    for name, kind in typing.get_type_hints(type(options)).items():
-        if typing.get_origin(kind) is typing.Literal:
-            allowed = typing.get_args(kind)
-            value = getattr(options, name)
-            require(name, value, value in allowed, f"one of {', '.join(map(str, allowed))}")
+    require_literals(options)
     for name in counts:
         value = getattr(options, name)
         require(name, value, value is None or value > 0, "1 or more")

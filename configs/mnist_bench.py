@@ -1,7 +1,7 @@
 """The paper's MNIST model at the batch of the benchmark.
 
-Data: python -m nvae_jax.main --config configs/mnist_paper.py --mode prepare
-Command: python -m nvae_jax.tools.benchmark --config configs/mnist_paper.py --what train,sample
+Data: python -m nvae_jax.main --config configs/mnist_bench.py --mode prepare
+Command: python -m nvae_jax.tools.benchmark --config configs/mnist_bench.py --what train,sample
 Hardware and time: any; the benchmark takes images of random bytes and needs no data.
 """
 

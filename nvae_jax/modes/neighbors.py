@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh
 
-from nvae_jax.data.sources import Source, read_many
-from nvae_jax.data.transforms import prepare_eval
-from nvae_jax.evaluation.files import png
-from nvae_jax.evaluation.inputs import fixed_split
+from nvae_jax.command_line import validate
+from nvae_jax.data.sources import Source
+from nvae_jax.errors import require
+from nvae_jax.evaluation.batches import on_pixels, over_split
+from nvae_jax.evaluation.inputs import fixed_split, read_pixels
 from nvae_jax.evaluation.sampling import sample_batches
-from nvae_jax.evaluation.trained import TrainedModel, group_temperatures, open_run
-from nvae_jax.model.distributions import without_border
-from nvae_jax.options import require, validate
+from nvae_jax.evaluation.trained import TrainedModel, group_temperatures
+from nvae_jax.image_spec import ImageSpec
+from nvae_jax.modes.results import provenance, save_report, save_rows
 
 MEASURES = ("pixels", "downsampled")
 _COARSE = 8  # pixels on a side that images are scaled down to
@@ -33,10 +31,10 @@ class NeighborsOptions:
     Attributes:
       num_images: how many samples, and images of the test split beside them
       nearest: how many training images to find for each
-      temperature: of the prior; one number, one a scale or one a group, top-down
-      seed: of the samples
+      temperature: of the prior's noise; one number, one per scale or one per group, top-down
+      seed: seeds the samples
       batch_size: images at a time on each device
-      name: of what is written below neighbors/
+      name: the name of what is written below neighbors/
     """
 
     num_images: int = 16
@@ -51,9 +49,7 @@ class NeighborsOptions:
 
 
 def neighbors(
-    path: str | os.PathLike[str],
-    options: NeighborsOptions = NeighborsOptions(),
-    mesh: Mesh | None = None,
+    model: TrainedModel, options: NeighborsOptions = NeighborsOptions()
 ) -> dict[str, Any]:
     """The nearest training images of samples, as a picture and a report (NVAE, appendix).
 
@@ -61,21 +57,19 @@ def neighbors(
     Where training mirrors images, mirrored ones count too. Test images are searched for in the same
     way: a model that copies has samples that are nearer to training images than test images are.
 
-    Writes `neighbors/<name>.png`, a row a sample: the sample, its nearest training images by
+    Writes `neighbors/<name>.png`, one row per sample: the sample, its nearest training images by
     pixels, then those by downsampled pixels; and `neighbors/<name>.json`.
 
     Args:
-      path: the work directory.
+      model: the model.
       options: how many samples, and how to draw them.
-      mesh: the devices; all there are, by default.
 
     Returns: the report, an object with a JSON form.
 
     Raises:
-      FileNotFoundError: there is no such work directory or checkpoint.
-      ValueError: more neighbours are asked for than there are training images.
+      ConfigError: the data is missing, or more neighbours are asked for than there are training
+        images.
     """
-    model = open_run(path, mesh)
     train, test = fixed_split(model.dataset, "train"), fixed_split(model.dataset, "test")
     require("nearest", options.nearest, options.nearest <= len(train), f"at most {len(train)}")
     temperatures = group_temperatures(model.config, options.temperature)
@@ -85,7 +79,7 @@ def neighbors(
     tested = _pixels(model, test, np.arange(min(number, len(test))))
     found = find_nearest(model, np.concatenate([samples, tested]), train, options.nearest)
 
-    report: dict[str, Any] = {"step": model.step} | dataclasses.asdict(options)
+    report: dict[str, Any] = provenance(model, options)
     columns = [samples[:, None]]
     for measure in MEASURES:
         index, distance = found[measure]
@@ -103,9 +97,8 @@ def neighbors(
         columns.append(shown.reshape(number, -1, *shown.shape[1:]))
     rows = np.concatenate(columns, axis=1)
     name = f"neighbors/{options.name}"
-    model.workdir.write(f"{name}.json", json.dumps(report, indent=1).encode())
-    content = png(rows.reshape(-1, *rows.shape[2:]), rows.shape[1])
-    model.workdir.log(f"{number} samples: {model.workdir.write(f'{name}.png', content)}")
+    save_report(model, name, report)
+    save_rows(model, name, rows, f"{number} samples")
     return report
 
 
@@ -124,11 +117,12 @@ def find_nearest(
     Returns: for each of `MEASURES` numbers of images and their distances, both (Q, nearest), the
       nearest first; see `neighbors` for the distances.
     """
-    mirrored = model.dataset.flip
+    mirrored, image = model.dataset.flip, _as_decoded(model)
     targets = _measured(jnp.concatenate([queries, queries[:, :, ::-1]]) if mirrored else queries)
 
-    def distances(_: Any, levels: Array) -> dict[str, Array]:
-        images = _measured(_as_pixels(model, levels))
+    def distances(targets: Any, x: Array, index: Array) -> dict[str, Array]:
+        del index
+        images = _measured(image.without_border(x))
 
         def squared(x: Array, q: Array) -> Array:
             product = jnp.matmul(x, q.T, precision=jax.lax.Precision.HIGHEST)
@@ -137,12 +131,15 @@ def find_nearest(
 
         return {measure: squared(images[measure], targets[measure]) for measure in MEASURES}
 
-    def read(index: np.ndarray) -> np.ndarray:
-        return np.stack(read_many(source, index))
-
+    compiled = model.compile(on_pixels(image, distances))
     best = {measure: np.zeros((2, len(queries), 0)) for measure in MEASURES}
-    blocks = model.in_batches(
-        model.compile(distances), len(source), batch_size, read, "training images searched"
+    blocks = over_split(
+        model.mesh,
+        lambda _, batch: compiled(targets, batch),
+        source,
+        np.arange(len(source)),
+        batch_size * model.mesh.size,
+        model.progress("training images searched"),
     )
     for first, block in blocks:
         for measure, d in block.items():
@@ -169,7 +166,7 @@ def _exact(
 
 
 def _measured(images: Array | np.ndarray) -> dict[str, Array]:
-    """What is compared of images (N, h, w, C): (N, D) a measure."""
+    """What is compared of images (N, h, w, C): (N, D) per measure."""
     number, _, _, channels = images.shape
     coarse = jax.image.resize(images, (number, _COARSE, _COARSE, channels), "linear")
     return {
@@ -178,12 +175,13 @@ def _measured(images: Array | np.ndarray) -> dict[str, Array]:
     }
 
 
-def _as_pixels(model: TrainedModel, levels: Array) -> Array:
-    """Levels as a decoder's means would be: not binarised, without the border."""
-    bits = 8 if model.dataset.binarize else model.config.num_bits
-    index = jnp.zeros(len(levels), jnp.int32)  # decides nothing but a binarisation
-    return without_border(model.config, prepare_eval(levels, index, binarize=False, num_bits=bits))
+def _as_decoded(model: TrainedModel) -> ImageSpec:
+    """The data's images as a decoder's means are: not binarised."""
+    image = model.config.image
+    return dataclasses.replace(image, binarize=False, num_bits=8) if image.binarize else image
 
 
 def _pixels(model: TrainedModel, source: Source, index: np.ndarray) -> np.ndarray:
-    return np.asarray(_as_pixels(model, jnp.asarray(np.stack(read_many(source, index)))))
+    """Images (N, h, w, C) of a source, without the border."""
+    image = _as_decoded(model)
+    return image.without_border(read_pixels(image, source, index))

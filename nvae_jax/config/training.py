@@ -1,52 +1,55 @@
-"""How a model is trained."""
+"""How a model is trained: the section `training` of a configuration."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args, get_type_hints
+from typing import Literal
+
+from nvae_jax.errors import require
+from nvae_jax.fields import require_literals
 
 BalanceRule = Literal["square", "sqrt", "linear", "equal"]
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """Training in the terms of the paper (NVAE, §3.2-3.3 and appendix A).
+    """The section `training`, in the terms of the paper (NVAE, §3.2-3.3 and appendix A).
 
-    Raises `ValueError`, naming the field, when a value is impossible.
+    Raises:
+      ConfigError: a value is impossible; the message names the field.
     """
 
-    # How much of what.
     epochs: int
-    batch_size: int  # images in a step, over all devices
+    batch_size: int  # images per step, over all devices
     seed: int = 0
 
     # How devices share an update.
-    accumulation_steps: int = 1  # parts of a batch, one after the other, to save memory
+    accumulation_steps: int = 1  # parts of a batch that are computed one by one, to save memory
     parameter_shards: int = 1  # devices that share one copy of the parameters, to save memory
 
-    # Adamax, with linear warm-up and a cosine from epoch to epoch.
-    learning_rate: float = 1e-2
+    # Adamax, with a linear warm-up and then a cosine that changes from epoch to epoch.
+    learning_rate: float = 1e-2  # peak
     min_learning_rate: float = 1e-4
     warmup_epochs: int = 5
     weight_decay: float = 3e-4  # L2, in the gradient
-    gradient_clip: float | None = None  # largest global norm, regularisers included
-    ema_decay: float | None = None  # of averaged parameters, used in evaluation
+    gradient_clip: float | None = None  # largest global norm, regularisers included; None: no limit
+    ema_decay: float | None = None  # of the averaged parameters that evaluation uses; None: none
 
-    # The KL's weight rises from 0 to 1, balanced between groups until it gets there.
-    kl_warmup: float = 0.3  # part of training
-    kl_constant: float = 1e-4  # part of training before it
-    kl_balance: BalanceRule = "square"
+    # The KL's weight rises from 0 to 1; until it gets there, groups are balanced.
+    kl_warmup: float = 0.3  # fraction of training over which it rises
+    kl_constant: float = 1e-4  # fraction of training before that
+    kl_balance: BalanceRule = "square"  # how groups are weighted
 
     # Weight of the spectral and the batch-norm penalty.
     regularization: float = 1e-2
     initial_regularization: float | None = None  # start of a geometric path along the KL warm-up
 
-    # What is written, and how often, in steps; the last step always is.
+    # What is written, and how often, in steps; it is always written after the last step.
     log_interval: int = 100
     eval_interval: int = 1000
     picture_interval: int = 1000
     checkpoint_interval: int = 1000
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the latest ones
     eval_batch_size: int | None = None  # None: batch_size
 
     def __post_init__(self):
@@ -75,13 +78,11 @@ class TrainingConfig:
         for name in ("kl_warmup", "kl_constant"):
             self._require(name, 0 <= getattr(self, name) <= 1, "0 to 1")
         self._require("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "in (0, 1)")
-        rules = get_args(get_type_hints(type(self))["kl_balance"])
-        self._require("kl_balance", self.kl_balance in rules, ", ".join(rules))
+        require_literals(self, "training.")
         last = f"0 to epochs - 1 ({self.epochs - 1})"
         self._require("warmup_epochs", 0 <= self.warmup_epochs < self.epochs, last)
         lowest = f"at most learning_rate ({self.learning_rate})"
         self._require("min_learning_rate", self.min_learning_rate <= self.learning_rate, lowest)
 
     def _require(self, name: str, condition: bool, allowed: str):
-        if not condition:
-            raise ValueError(f"training.{name} is {getattr(self, name)!r}; allowed: {allowed}")
+        require(f"training.{name}", getattr(self, name), condition, allowed)

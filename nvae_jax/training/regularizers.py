@@ -1,7 +1,8 @@
 """Regularisers as gradient transformations: they add their gradient, weighted, to the updates.
 
-Both come before the optimiser in a chain and take the weight λ of the current step as the extra
-argument `regularization`. Their states keep the value of the penalty at the last update.
+Both the spectral and the batch-norm regulariser come before the optimiser in a chain and require
+the weight λ of the current step as the extra argument `regularization`. Their states keep the value
+of the penalty at the last update.
 """
 
 from __future__ import annotations
@@ -25,7 +26,14 @@ ROUNDS = 4
 
 
 class SpectralState(NamedTuple):
-    """updates: so far. u, v: singular vectors as `kernel_matrices` stacks them. penalty: Σ σ."""
+    """The state of spectral regularisation.
+
+    Attributes:
+      updates: () int32, the number of updates so far.
+      u: left singular vectors (N, O) per stack of `kernel_matrices`, by the stack's name.
+      v: right singular vectors (N, R), likewise.
+      penalty: () the sum of the largest singular values at the last update.
+    """
 
     updates: Array
     u: Any
@@ -76,8 +84,8 @@ def power_iteration(
       matrices: stacks by name.
       u: (N, O) of each.
       v: (N, R) of each; what it holds matters only if there are no rounds.
-      rounds: how many.
-      mesh: each of its devices takes a part of every stack; None: all do all.
+      rounds: the number of iterations.
+      mesh: devices that share every stack; None: each device iterates whole stacks.
     """
 
     def iterate(_, vectors):
@@ -113,12 +121,12 @@ def _fill_up(stack: Array, multiple: int) -> Array:
 
 
 def _project(matrices: Matrices, v: Array) -> Array:
-    """Wv of each: (N, O)."""
+    """Wv of each matrix: (N, O)."""
     return jnp.einsum("nro,nr->no", matrices.kernel, v) * matrices.factor[:, 0]
 
 
 def _project_back(matrices: Matrices, u: Array) -> Array:
-    """Wᵀu of each: (N, R)."""
+    """Wᵀu of each matrix: (N, R)."""
     return jnp.einsum("nro,no->nr", matrices.kernel, matrices.factor[:, 0] * u)
 
 
@@ -143,11 +151,11 @@ def spectral_regularization(
     """Adds λ · ∂/∂params of the sum of all convolutions' largest singular values (NVAE, §3.3).
 
     The singular vectors persist in the state and follow the kernels by a few rounds of power
-    iteration an update; they carry no gradient themselves. The gradient passes through the weight
+    iteration per update; they carry no gradient themselves. The gradient passes through the weight
     normalisation.
 
     Args:
-      key: of the random vectors that the iteration starts from.
+      key: a PRNG key for the random vectors that the iteration starts from.
       mesh: devices that share the power iteration; None: each repeats it.
     """
 
@@ -167,7 +175,8 @@ def spectral_regularization(
             jnp.zeros((), jnp.int32), start(key_u, -1), start(key_v, -2), jnp.zeros(())
         )
 
-    def update(updates, state, params=None, *, regularization):
+    def update(updates, state, params=None, *, regularization, **extra_args):
+        del extra_args
         matrices = lax.stop_gradient(kernel_matrices(params))
         rounds = jnp.where(state.updates == 0, FIRST_ROUNDS, ROUNDS)
         u, v = power_iteration(matrices, state.u, state.v, rounds, mesh)
@@ -179,7 +188,7 @@ def spectral_regularization(
 
 
 class BatchNormState(NamedTuple):
-    """penalty: Σ max|scale|."""
+    """The state of batch-norm regularisation: `penalty`, () Σ max|scale| at the last update."""
 
     penalty: Array
 
@@ -198,8 +207,8 @@ def batch_norm_regularization() -> optax.GradientTransformationExtraArgs:
         del params
         return BatchNormState(jnp.zeros(()))
 
-    def update(updates, state, params=None, *, regularization):
-        del state
+    def update(updates, state, params=None, *, regularization, **extra_args):
+        del state, extra_args
         penalty, gradient = jax.value_and_grad(batch_norm_penalty)(params)
         updates = jax.tree.map(lambda g, r: g + regularization * r, updates, gradient)
         return updates, BatchNormState(penalty)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.sharding import Mesh
 
-from nvae_jax.evaluation.files import png
+from nvae_jax.command_line import validate
+from nvae_jax.errors import require
 from nvae_jax.evaluation.inputs import load_images
 from nvae_jax.evaluation.latents import (
     Space,
@@ -24,10 +23,10 @@ from nvae_jax.evaluation.latents import (
     top_groups,
 )
 from nvae_jax.evaluation.sampling import decoded_mean, sampled_pixels
-from nvae_jax.evaluation.trained import TrainedModel, group_temperatures, image_keys, open_run
+from nvae_jax.evaluation.trained import TrainedModel, group_temperatures, image_keys
 from nvae_jax.model import Latents, ModelConfig
-from nvae_jax.model.inference import FoldedNVAE
-from nvae_jax.options import require, validate
+from nvae_jax.model.folding import FoldedNVAE
+from nvae_jax.modes.results import save_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,22 +36,22 @@ class EditOptions:
     Attributes:
       operation: mix the scales of an image and the next; vary groups; attribute, add a direction;
         inpaint a region
-      images: test:3, train:0-7 or files, by commas
+      images: test:3, train:0-7 or image files, separated by commas
       space: latents, or noise: the same relative to the groups above
       scales: numbers of scales to vary or to move, from the coarsest, 0; all by default
       groups: numbers of groups to vary or to move, from the top, 0; all by default
-      keep: of mix, how many scales from the top to take from the first image, a column each
-      variations: of vary and inpaint, columns of different draws
+      keep: of mix, how many scales from the top to take from the first image, one column each
+      variations: of vary and inpaint, one column per draw
       having: of attribute, images that have it
       lacking: of attribute, images that lack it
-      strengths: of attribute, how much of the direction to add, a column each
+      strengths: of attribute, how much of the direction to add, one column each
       region: of inpaint, top, left, height and width in pixels
       rounds: of inpaint, how often to draw again
-      temperature: of the prior; one number, one a scale or one a group, top-down
+      temperature: of the prior's noise; one number, one per scale or one per group, top-down
       posterior_temperature: multiplies the posterior's noise; 1 draws, 0 gives means
-      seed: of the draws
+      seed: seeds the draws
       batch_size: images at a time on each device
-      name: of what is written below edit/; the operation by default
+      name: the name of what is written below edit/; the operation by default
     """
 
     operation: Literal["mix", "vary", "attribute", "inpaint"]
@@ -83,23 +82,19 @@ class EditOptions:
             require("region", self.region, four, "top, left, height and width in pixels")
 
 
-def edit(
-    path: str | os.PathLike[str], options: EditOptions, mesh: Mesh | None = None
-) -> np.ndarray:
-    """Changes images through their latents, and writes a row an image to `edit/<name>.png`.
+def edit(model: TrainedModel, options: EditOptions) -> np.ndarray:
+    """Changes images through their latents, and writes one row per image to `edit/<name>.png`.
 
-    What the columns are is said at `mix`, `vary`, `attribute` and `inpaint`.
+    The columns are described at `mix`, `vary`, `attribute` and `inpaint`.
 
     Args:
-      path: the work directory.
+      model: the model.
       options: which images, and what to do.
-      mesh: the devices; all there are, by default.
 
     Returns: (rows, columns, h, w, C) in [0, 1].
 
     Raises:
-      FileNotFoundError: there is no such work directory, checkpoint or image.
-      ValueError: there are no such images, groups or pixels.
+      ConfigError: there are no such images, groups or pixels.
     """
     operations: dict[str, Callable[[TrainedModel, np.ndarray, EditOptions], np.ndarray]] = {
         "mix": mix,
@@ -107,13 +102,10 @@ def edit(
         "attribute": attribute,
         "inpaint": inpaint,
     }
-    model = open_run(path, mesh)
     x = load_images(model, options.images, "images")
     rows = operations[options.operation](model, x, options)
-    content = png(rows.reshape(-1, *rows.shape[2:]), rows.shape[1])
-    name = options.name or options.operation
-    target = model.workdir.write(f"edit/{name}.png", content)
-    model.workdir.log(f"{options.operation}: {len(rows):,} rows: {target}")
+    name = f"edit/{options.name or options.operation}"
+    save_rows(model, name, rows, f"{options.operation}: {len(rows):,} rows")
     return rows
 
 
@@ -194,16 +186,13 @@ def inpaint(model: TrainedModel, x: np.ndarray, options: EditOptions) -> np.ndar
     Columns: the image, the image without the region, and the variations.
     """
     config = model.config
-    height, width, _ = config.image_shape
+    height, width, _ = config.image.inner_shape
     top, left, rows, columns = options.region or (0, 0, 0, 0)
-    border = config.border
-    inside = 0 <= top <= top + rows <= height - 2 * border
-    inside &= 0 <= left <= left + columns <= width - 2 * border
-    require(
-        "region", options.region, inside, f"within {height - 2 * border} x {width - 2 * border}"
-    )
-    unknown = np.zeros((height, width, 1), bool)
-    unknown[border + top :, border + left :][:rows, :columns] = True
+    inside = 0 <= top <= top + rows <= height and 0 <= left <= left + columns <= width
+    require("region", options.region, inside, f"within {height} x {width}")
+    unknown = np.zeros((1, height, width, 1), bool)
+    unknown[:, top : top + rows, left : left + columns] = True
+    unknown = config.image.with_border(unknown)
     start = np.where(unknown, np.float32(0.5), x)
     repeated = np.repeat(start, options.variations, axis=0)
     arrays = {"x": repeated, "index": np.arange(len(repeated), dtype=np.uint32)}
@@ -216,7 +205,7 @@ def inpaint(model: TrainedModel, x: np.ndarray, options: EditOptions) -> np.ndar
 
 @functools.cache
 def _filler(config: ModelConfig) -> Callable[..., Array]:
-    network, border = FoldedNVAE(config), config.border
+    network, image = FoldedNVAE(config), config.image
 
     def fill(variables: Any, batch: Any, unknown: Array, rounds: Array, seed: Array) -> Array:
         def draw(number: Array, images: Array) -> Array:
@@ -226,8 +215,7 @@ def _filler(config: ModelConfig) -> Callable[..., Array]:
             return output.logits
 
         def replace(images: Array, pixels: Array) -> Array:
-            padding = ((0, 0), (border, border), (border, border), (0, 0))
-            return jnp.where(unknown, jnp.pad(pixels, padding), images)
+            return jnp.where(unknown, image.with_border(pixels), images)
 
         def fill_again(number: Array, images: Array) -> Array:
             keys = image_keys(seed, batch["index"], 2 * number + 1)

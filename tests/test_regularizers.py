@@ -11,7 +11,7 @@ import pytest
 
 from nvae_jax.model.nvae import effective_kernels
 from nvae_jax.parallel import make_mesh, replicated
-from nvae_jax.training.spectral import (
+from nvae_jax.training.regularizers import (
     FIRST_ROUNDS,
     ROUNDS,
     Matrices,

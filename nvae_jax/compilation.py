@@ -1,0 +1,132 @@
+"""Compiling: options, the cache of compiled programs, and compiling together or ahead."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from nvae_jax.model.kernels.platform import compiling_for
+
+COMPILATION_TIMEOUT = 7200  # seconds that processes wait for the slowest compiler
+
+
+def jit_on(mesh: Mesh, function: Callable[..., Any], **options: Any) -> Any:
+    """`jax.jit` of a function that runs on a mesh, with what is best on its platform.
+
+    Args:
+      mesh: the devices.
+      function: to compile; all its arguments are positional.
+      **options: of `jax.jit`.
+    """
+    platform = mesh.devices.flat[0].platform
+    compiler_options = _cpu_options() if platform == "cpu" else {}
+    return jax.jit(_traced_for(platform, function), compiler_options=compiler_options, **options)
+
+
+# JAX knows a function that it has compiled by its identity, so the same one is returned again.
+@functools.lru_cache(maxsize=64)
+def _traced_for(platform: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which is traced with `platform` as the one that it is compiled for."""
+
+    @functools.wraps(function)
+    def traced(*args: Any) -> Any:
+        with compiling_for(platform):
+            return function(*args)
+
+    return traced
+
+
+@functools.cache
+def _cpu_options() -> dict[str, str]:
+    """Compiler options for CPU; none where this version of XLA does not know them."""
+    # What XLA leaves to YNNPACK: its own list but for convolutions, which stay on one core there if
+    # they have 64 channels or fewer.
+    options = {
+        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,"
+        "LIBRARY_FUSION_TYPE_REDUCE"
+    }
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options
+
+
+def compiled_together(function: Any, name: str) -> Callable[..., Any]:
+    """A jitted function whose first call waits until all processes have compiled it.
+
+    A collective operation gives up when a process comes too late for it, on CPU after 30 seconds,
+    and compilation can take longer than that on one process and no time on another, which finds the
+    program in its cache. All calls must be with the same shapes.
+
+    Args:
+      function: of `jax.jit`.
+      name: of the function, different for every function of a run.
+    """
+    if jax.process_count() == 1:
+        return function
+    compiled: Any = None
+
+    def call(*args: Any) -> Any:
+        nonlocal compiled
+        if compiled is None:
+            compiled = _compile_together(function, name, args)
+        return compiled(*args)
+
+    return call
+
+
+def compiled_ahead(function: Any, name: str, *shapes: Any) -> Callable[..., Any]:
+    """As `compiled_together`, but compilation begins at once, in a thread of its own.
+
+    Its errors are raised by the first call. A program that ends before waits for the compiler.
+
+    Args:
+      function: of `jax.jit`.
+      name: of the function, different for every function of a run.
+      shapes: what it will be called with, as `jax.ShapeDtypeStruct` with shardings.
+    """
+    thread = concurrent.futures.ThreadPoolExecutor(1, "compile")
+    compiled = thread.submit(_compile_together, function, name, shapes)
+    thread.shutdown(wait=False)
+    return lambda *args: compiled.result()(*args)
+
+
+def _compile_together(function: Any, name: str, args: tuple[Any, ...]) -> Any:
+    compiled = function.lower(*args).compile()
+    if jax.process_count() > 1:
+        import orbax.checkpoint as ocp
+
+        wait_for_all = ocp.multihost.get_barrier_sync_fn()
+        wait_for_all(key=f"compiled {name}", timeout_ms=COMPILATION_TIMEOUT * 1000)
+    return compiled
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, which may be fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def keep_compiled_programs() -> None:
+    """Has JAX keep what it compiles in the user's cache folder, so that the next start is faster.
+
+    `JAX_COMPILATION_CACHE_DIR` names another folder, and
+    `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS` keeps only programs that took so long.
+    """
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # A start compiles dozens of programs of one operation each, which together take seconds.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        # A program for CPU is divided between the cores that compiling it could use, and JAX's key
+        # does not tell: one compiled on a single core would stay on a single core everywhere.
+        folder = f"xla_{usable_cores()}_cores"
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "nvae_jax", folder))

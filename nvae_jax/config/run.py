@@ -1,0 +1,137 @@
+"""The description of a whole run, and the one door through which settings come in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from nvae_jax.config.training import TrainingConfig
+from nvae_jax.data.loading import LoadingConfig
+from nvae_jax.data.sources import DataConfig, Dataset, data_config
+from nvae_jax.errors import ConfigError, require
+from nvae_jax.fields import from_mapping, names_of
+from nvae_jax.image_spec import ImageSpec
+from nvae_jax.model.architecture import ModelConfig
+
+# Fields that a run may be continued with other values of: they change how it is computed, where its
+# images are and what is written, not what is learned.
+ADJUSTABLE = (
+    "data.data_dir",
+    "data.lmdb",
+    "data.path",
+    "loading.num_workers",
+    "loading.prefetch",
+    "model.remat",
+    "model.unroll",
+    "training.parameter_shards",
+    "training.log_interval",
+    "training.eval_interval",
+    "training.picture_interval",
+    "training.checkpoint_interval",
+    "training.keep_checkpoints",
+    "training.eval_batch_size",
+)
+
+# Where a run's images are; a mode can be told that they have moved.
+PLACES = ("path", "data_dir", "lmdb")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A run: what is trained, on which data, how the data is read, and how the training goes."""
+
+    model: ModelConfig
+    data: DataConfig
+    loading: LoadingConfig
+    training: TrainingConfig
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """All settings as plain values, from which `read_run` makes the same run."""
+        settings = dataclasses.asdict(self)
+        return settings | {"data": {"name": self.data.name} | settings["data"]}
+
+    def open_data(self) -> Dataset:
+        """Opens the dataset.
+
+        Raises:
+          ConfigError: the data is missing or broken, or its images are not those of the model.
+        """
+        dataset = self.data.open()
+        _check_image(self.model, dataset.image, self.data.name)
+        return dataset
+
+    def with_data_at(self, places: Mapping[str, str | None]) -> RunConfig:
+        """The same run with its images in other places.
+
+        Args:
+          places: new values of the fields `PLACES` of the data section; None: as it is.
+
+        Raises:
+          ConfigError: the dataset has no such field.
+        """
+        moved = {name: place for name, place in places.items() if place is not None}
+        for name, place in moved.items():
+            fields = [field for field in names_of(type(self.data)) if field in PLACES]
+            allowed = ", ".join(fields) or "nothing"
+            field = f"config.data.{name}"
+            require(field, place, name in fields, f"{allowed}, as {self.data.name} has it")
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, **moved))
+
+
+def read_run(settings: Mapping[str, Any]) -> RunConfig:
+    """A run from a `ConfigDict`, or from what `config.json` in a work directory holds.
+
+    What follows from the data may be left out of the section `model`, or be None: `image_shape`,
+    `border` and `likelihood`.
+
+    Raises:
+      ConfigError: a field is unknown, missing, of the wrong type or impossible, or contradicts
+        another section.
+    """
+    sections = names_of(RunConfig)
+    for name in settings.keys():  # noqa: SIM118 - a ConfigDict iterates over its keys all the same
+        if name not in sections:
+            raise ConfigError(f"{name} is unknown; allowed: {', '.join(sections)}")
+    for name in ("model", "data", "training"):
+        has_fields = name in settings and hasattr(settings[name], "keys")
+        require(name, settings.get(name), has_fields, "a section of fields")
+    options = dict(settings["data"])
+    require("data.name", options.get("name"), isinstance(options.get("name"), str), "a name")
+    data = data_config(**options)
+    return RunConfig(
+        model=_read_model(settings["model"], data),
+        data=data,
+        loading=from_mapping(LoadingConfig, settings.get("loading", {}), "loading"),
+        training=from_mapping(TrainingConfig, settings["training"], "training"),
+    )
+
+
+def _read_model(settings: Mapping[str, Any], data: DataConfig) -> ModelConfig:
+    """The model, with what is missing taken from the data; contradictions are refused."""
+    given = {
+        name: value
+        for name, value in dict(settings).items()
+        if not (value is None and name in ("image_shape", "border", "likelihood"))
+    }
+    image = data.image
+    if image is None and "image_shape" not in given:
+        image = data.open().image
+    if image is not None:
+        default = "bernoulli" if image.binarize else "logistic_mixture"
+        given = {"image_shape": image.shape, "border": image.border, "likelihood": default} | given
+    model = from_mapping(ModelConfig, given, "model")
+    if image is not None:
+        _check_image(model, image, data.name)
+    return model
+
+
+def _check_image(model: ModelConfig, image: ImageSpec, name: str) -> None:
+    """Raises a ConfigError if the model's images are not the data's."""
+    owner = f"as data.name = {name!r} has it"
+    shape = model.image_shape
+    require("model.image_shape", shape, shape == image.shape, f"{image.shape}, {owner}")
+    require("model.border", model.border, model.border == image.border, f"{image.border}, {owner}")
+    fits = model.image.binarize == image.binarize
+    allowed = "bernoulli" if image.binarize else "logistic_mixture or normal"
+    require("model.likelihood", model.likelihood, fits, f"{allowed}, {owner}")

@@ -1,0 +1,95 @@
+"""The mode `sample`: images drawn from the prior."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from typing import Literal
+
+import numpy as np
+
+from nvae_jax.command_line import validate
+from nvae_jax.evaluation.recalibration import recalibrated
+from nvae_jax.evaluation.sampling import Pixels, sample_batches
+from nvae_jax.evaluation.trained import TrainedModel, group_temperatures
+from nvae_jax.modes.results import save_arrays, save_images
+from nvae_jax.workdir.pictures import png, to_levels
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleOptions:
+    """Options of `sample`.
+
+    Attributes:
+      num_images: how many images to draw
+      temperature: multiplies the prior's sigma; one number, one per scale or one per group,
+        top-down
+      seed: seeds the draws; image i is the same whatever the number of images and devices
+      pixels: mean of the decoder's distribution, or sample
+      recalibrate: use batch-norm statistics of samples at this temperature
+      output: grid (one PNG), files (one PNG per image) or npz (uint8)
+      columns: images per row of the grid
+      batch_size: images at a time on each device
+      name: the name of what is written below sample/
+    """
+
+    num_images: int = 64
+    temperature: tuple[float, ...] = (1.0,)
+    seed: int = 0
+    pixels: Pixels = "mean"
+    recalibrate: bool = False
+    output: Literal["grid", "files", "npz"] = "grid"
+    columns: int | None = None
+    batch_size: int = 16
+    name: str = "samples"
+
+    def __post_init__(self):
+        validate(self, "num_images", "batch_size", "columns")
+
+
+def sample(model: TrainedModel, options: SampleOptions = SampleOptions()) -> str:
+    """Draws images from a trained model and writes them below `sample/` in the work directory.
+
+    Args:
+      model: the model.
+      options: how many images, how they are drawn, and the form in which they are written.
+
+    Returns: the path of the file or folder that was written.
+
+    Raises:
+      ConfigError: there are as many temperatures as the model has neither scales nor groups.
+      FloatingPointError: recalibrated statistics or pixels are not finite.
+    """
+    temperatures = group_temperatures(model.config, options.temperature)
+    if options.recalibrate:
+        model = recalibrated(model, temperatures)
+    batches = sample_batches(
+        model,
+        options.num_images,
+        temperatures,
+        options.seed,
+        options.batch_size,
+        options.pixels,
+    )
+    name = f"sample/{options.name}"
+    kept: list[np.ndarray] = []
+    done, compiled = 0, time.monotonic()
+    for first, images in batches:
+        if first == 0:
+            done, compiled = len(images), time.monotonic()
+        if options.output == "files":
+            for i, image in enumerate(images, first):
+                model.workdir.write(f"{name}/{i:06d}.png", png(image[None], 1, 0))
+        else:
+            kept.append(images if options.output == "grid" else to_levels(images))
+    rate = (options.num_images - done) / max(time.monotonic() - compiled, 1e-9)
+    speed = f", {rate:.3g} images/s after the first {done}" if rate else ""
+    what = f"{options.num_images:,} samples{speed}"
+    if options.output == "grid":
+        return save_images(model, name, np.concatenate(kept), options.columns, what)
+    if options.output == "npz":
+        return save_arrays(model, name, options, {"images": np.concatenate(kept)}, what)
+    target = model.workdir.path / name
+    model.workdir.log(f"{what}: {target}")
+    return os.fspath(target)

@@ -1,0 +1,91 @@
+"""A run's folder: its configuration, checkpoints, pictures, log and metrics.
+
+======================== ======================================
+`config.json`            the configuration of the run
+`checkpoints/<step>/`    the state's arrays and a JSON object
+`pictures/<name>.png`    grids of images
+`log.txt`                what the run said, line by line
+`metrics.jsonl`          what it measured, one JSON object per line
+`done.json`              the last validation; it exists once training has come to its end
+`<mode>/`                what a mode has made
+======================== ======================================
+
+Every process of a multi-host run opens the same folder, on a shared file system, and makes the same
+calls; the first process alone writes configuration, pictures, log and metrics.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+from numpy.typing import ArrayLike
+
+from nvae_jax.errors import require
+from nvae_jax.workdir import configuration, files
+from nvae_jax.workdir.checkpoints import Checkpoints
+from nvae_jax.workdir.pictures import png
+from nvae_jax.workdir.records import Records
+from nvae_jax.workdir.rows import Rows
+
+__all__ = ["Workdir"]
+
+
+class Workdir:
+    """One run's folder, created when it is first written to.
+
+    Args:
+      path: the folder, also in a bucket (gs://bucket/run).
+      max_to_keep: how many checkpoints to keep, always the latest ones.
+
+    Attributes:
+      path: the folder.
+      checkpoints: the states that are saved in it.
+      records: its log and metrics.
+
+    Raises:
+      ConfigError: there is a file of that name.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], max_to_keep: int = 3):
+        self.path: epath.Path = files.folder_path(path)
+        is_folder = self.path.is_dir() or not self.path.exists()
+        require("--workdir", os.fspath(path), is_folder, "a folder, or a new name")
+        self.checkpoints = Checkpoints(self.path / "checkpoints", max_to_keep)
+        self.records = Records(self.path)
+
+    def save_config(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        """Writes the run's configuration, fields by section."""
+        configuration.save_config(self.path / "config.json", settings)
+
+    def load_config(self) -> dict[str, Any]:
+        """The saved configuration, fields by section; tuples come back as lists.
+
+        Raises:
+          ConfigError: none is saved, or it is broken.
+        """
+        return configuration.load_config(self.path / "config.json")
+
+    def has_config(self) -> bool:
+        """Whether a configuration is saved, so that this is the folder of a run."""
+        return (self.path / "config.json").exists()
+
+    def log(self, message: str) -> None:
+        """Prints `message`, and appends it to the log."""
+        self.records.log(message)
+
+    def save_picture(self, name: str, images: ArrayLike, columns: int | None = None) -> None:
+        """Saves `pictures/<name>.png`, a grid of images of which small ones are enlarged."""
+        self.write(f"pictures/{name}.png", png(images, columns, enlarge=True))
+
+    def write(self, name: str, content: bytes) -> epath.Path:
+        """Writes the file `name` of this folder as a whole, and returns its path."""
+        path = self.path / name
+        files.write(path, content)
+        return path
+
+    def rows(self, name: str, width: int, description: Mapping[str, Any]) -> Rows:
+        """The rows of numbers `name` of this folder, to be completed."""
+        return Rows(self.path, name, width, description)

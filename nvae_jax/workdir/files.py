@@ -1,0 +1,83 @@
+"""Files of a run's folder, on a disk or in a bucket, written by the first process alone."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+from etils import epath
+
+from nvae_jax.errors import writing
+
+
+def folder_path(path: str | os.PathLike[str]) -> epath.Path:
+    """The path of a folder, absolute unless it is in a bucket."""
+    folder = epath.Path(path)
+    return folder if _is_remote(folder) else folder.absolute()
+
+
+def write(path: epath.Path, content: bytes) -> None:
+    """Replaces a file as a whole: no reader ever sees half of it.
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
+    if jax.process_index() != 0:
+        return
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_bytes(content)
+        temporary.replace(path)
+
+
+def append(path: epath.Path, content: bytes) -> None:
+    """Appends to a file.
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
+    if jax.process_index() != 0:
+        return
+    if _is_remote(path):  # where there is no appending
+        before = path.read_bytes() if path.exists() else b""
+        write(path, before + content)
+        return
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as file:
+            file.write(content)
+
+
+def append_line(path: epath.Path, line: str) -> None:
+    """Appends a line, clear of what a killed writer left of another.
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
+    append(path, (b"" if _ends_a_line(path) else b"\n") + line.encode() + b"\n")
+
+
+def remove(path: epath.Path) -> None:
+    """Removes a file, if it is there.
+
+    Raises:
+      ConfigError: it cannot be removed.
+    """
+    if jax.process_index() == 0:
+        with writing(path):
+            path.unlink(missing_ok=True)
+
+
+def _ends_a_line(path: epath.Path) -> bool:
+    if _is_remote(path) or not path.exists():  # a file in a bucket is never half written
+        return True
+    with writing(path), open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+
+
+def _is_remote(path: epath.Path) -> bool:
+    return "://" in os.fspath(path)

@@ -1,0 +1,69 @@
+"""What a run says and measures: `log.txt`, `metrics.jsonl` and `done.json` in its folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any, SupportsFloat
+
+import jax
+from etils import epath
+
+from nvae_jax.errors import reading
+from nvae_jax.workdir.files import append_line, write
+
+
+class Records:
+    """The records of a run.
+
+    Args:
+      folder: of the run.
+    """
+
+    def __init__(self, folder: epath.Path):
+        self._folder = folder
+        self._metrics = folder / "metrics.jsonl"
+
+    def log(self, message: str) -> None:
+        """Prints `message`, and appends it to `log.txt` behind the local time."""
+        if jax.process_index() == 0:
+            print(message, flush=True)
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}"
+        append_line(self._folder / "log.txt", line)
+
+    def write_metrics(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
+        """Appends the record `{"step": step, name: float, ...}` to `metrics.jsonl`.
+
+        Values that are not finite are written as JSON's common extension has them: NaN, Infinity.
+        """
+        record = {"step": step} | {name: float(value) for name, value in values.items()}
+        append_line(self._metrics, json.dumps(record))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The records of `metrics.jsonl` in the order in which they were written.
+
+        Raises:
+          ConfigError: the file cannot be read.
+        """
+        if not self._metrics.exists():
+            return []
+        with reading("metrics", self._metrics, "a file that training wrote", UnicodeDecodeError):
+            lines = self._metrics.read_text().splitlines()
+        records = []
+        for line in lines:
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue  # a line that was being written when its process was killed
+        return records
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drops the records after `step`, so that a run resumed there writes none twice."""
+        kept = [record for record in self.read_metrics() if record["step"] <= step]
+        lines = "".join(json.dumps(record) + "\n" for record in kept)
+        write(self._metrics, lines.encode())
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Writes `done.json`: the run has come to its end, with `record` as its result."""
+        write(self._folder / "done.json", (json.dumps(record, indent=2) + "\n").encode())
