@@ -40,11 +40,12 @@ def reading(
       *broken: what the code inside raises, beside `OSError`, when the file is not what it has to
         be.
     """
+    kinds: tuple[type[Exception], ...] = (OSError, *broken)
     try:
         yield
     except ConfigError:
         raise
-    except (OSError, *broken) as error:
+    except kinds as error:
         raise ConfigError(
             f"{field} is {os.fspath(path)!r}, which cannot be read ({reason(error)}); "
             f"allowed: {allowed}"

@@ -19,7 +19,7 @@ def names_of(cls: type, without_default: bool = False) -> list[str]:
     return [
         field.name
         for field in dataclasses.fields(cls)
-        if not without_default or field.default is field.default_factory is dataclasses.MISSING  # type: ignore[misc]
+        if not without_default or field.default is field.default_factory is dataclasses.MISSING
     ]
 
 

@@ -69,13 +69,13 @@ def main(argv: list[str]) -> None:
                 _HEARTBEAT_TIMEOUT.value,
             )
         if _MODE.value == "train":
-            train(read_run(_CONFIG.value), _WORKDIR.value, preemption)
+            train(read_run(_CONFIG.value), str(_WORKDIR.value), preemption)
         elif _MODE.value == "prepare":
             prepare(read_run(_CONFIG.value).data)
         else:
             _, mode = MODES[_MODE.value]
             options = read_flags(_MODE.value, _OPTIONS, flags.FLAGS.flag_values_dict())
-            mode(open_run(_WORKDIR.value, places=_places()), options)
+            mode(open_run(str(_WORKDIR.value), places=_places()), options)
 
 
 def _places() -> dict[str, str | None]:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvae_jax.model.normalization import STATISTICS, BatchNorm, _one_pass, _two_passes
+from nvae_jax.model.kernels.batch_norm import STATISTICS, _one_pass, _two_passes
+from nvae_jax.model.normalization import BatchNorm
 from nvae_jax.parallel import batch_sharding, make_mesh, replicated
 
 

@@ -45,7 +45,7 @@ class _FixedCrops:
         return random_crop(self.source[index], height, width, np.random.default_rng(index))
 
 
-def read_pixels(image: ImageSpec, source: Source, index: Sequence[int]) -> np.ndarray:
+def read_pixels(image: ImageSpec, source: Source, index: np.ndarray) -> np.ndarray:
     """Evaluation pixels (N, H, W, C) of the examples of a split at the positions `index` (N,)."""
     return _pixels(image, read_many(source, index), index)
 
@@ -84,10 +84,10 @@ def load_images(model: TrainedModel, names: Sequence[str], field: str) -> np.nda
         else:
             levels.append(_read_file(image, name, field))
             index.append(len(index))
-    return _pixels(image, levels, index)
+    return _pixels(image, levels, np.asarray(index))
 
 
-def _pixels(image: ImageSpec, levels: Sequence[np.ndarray], index: Sequence[int]) -> np.ndarray:
+def _pixels(image: ImageSpec, levels: Sequence[np.ndarray], index: np.ndarray) -> np.ndarray:
     pixels = image.evaluation_pixels(jnp.asarray(np.stack(levels)), jnp.asarray(index))
     return np.asarray(pixels)
 

@@ -43,7 +43,7 @@ def make_sampler(
     return jax.jit(sample)
 
 
-def make_reconstructor(config: ModelConfig) -> Callable[[Any, Array, Array], Array]:
+def make_reconstructor(config: ModelConfig) -> Callable[..., Array]:
     """A compiled function `(variables, x, key) → images`: decoder means given posterior draws.
 
     x is (B, H, W, C) in [0, 1]; the images are (B, h, w, C), without the border.

@@ -12,7 +12,8 @@ import numpy as np
 from jax import Array
 
 from nvae_jax.model.convolution import Conv, uniform_fan_in
-from nvae_jax.model.normalization import Activation, BatchNorm
+from nvae_jax.model.kernels.batch_norm import Activation
+from nvae_jax.model.normalization import BatchNorm
 
 Resize = Literal["same", "down", "up"]
 

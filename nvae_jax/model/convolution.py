@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from nvae_jax.model.depthwise import depthwise_conv
+from nvae_jax.model.kernels.depthwise import depthwise_conv
+from nvae_jax.model.kernels.pointwise import pointwise_conv
 
 KERNEL_AXES = (-4, -3, -2)  # all but the output channels; a stack of kernels may stand in front
 
@@ -53,43 +54,6 @@ def effective_kernel(weights: Any, mask: np.ndarray | None = None) -> Array:
     """The kernel that a convolution applies; for the arguments see `kernel_and_factor`."""
     kernel, factor = kernel_and_factor(weights, mask)
     return kernel * factor
-
-
-def pointwise_conv(x: Array, kernel: Array) -> Array:
-    """1×1 convolution: (B, H, W, I) and (1, 1, I, O) → (B, H, W, O)."""
-    # Over flattened pixels: else XLA's CPU backend transposes the gradient of the output, to
-    # multiply it with x for the gradient of the kernel.
-    y = _multiply(x.reshape(-1, x.shape[-1]), kernel[0, 0])
-    return y.reshape(*x.shape[:-1], kernel.shape[-1])
-
-
-@jax.custom_vjp
-def _multiply(x, matrix):
-    return x @ matrix
-
-
-def _multiply_forward(x, matrix):
-    return x @ matrix, (x, matrix)
-
-
-def _multiply_backward(residuals, g):
-    x, matrix = residuals
-    return g @ matrix.T, lax.platform_dependent(x, g, cpu=_narrower_first, default=_over_pixels)
-
-
-def _over_pixels(x, g):
-    return x.T @ g
-
-
-def _narrower_first(x, g):
-    """`_over_pixels` in the order that is faster over very many pixels."""
-    if x.shape[1] <= g.shape[1]:
-        return x.T @ g
-    # The barrier keeps the compiler from exchanging them again to save the transposition.
-    return lax.optimization_barrier(g.T @ x).T
-
-
-_multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
 class Conv(nn.Module):

@@ -17,7 +17,8 @@ from jax import Array, lax
 
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.convolution import Conv
-from nvae_jax.model.normalization import EPSILON, BatchNorm
+from nvae_jax.model.kernels.batch_norm import EPSILON
+from nvae_jax.model.normalization import BatchNorm
 from nvae_jax.model.nvae import NVAE, effective_kernels
 
 Path = tuple[str, ...]

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.cells import Cell, Resize
-from nvae_jax.model.normalization import STATISTICS
+from nvae_jax.model.kernels.batch_norm import STATISTICS
+from nvae_jax.model.kernels.platform import compiled_platform
 
 GROUP_INPUT = "group_input"  # the features that a group starts from
 
@@ -54,7 +55,7 @@ def loop_unroll(config: ModelConfig) -> int:
     `config.unroll` decides; by default there is no loop on CPU, where the gradient of a convolution
     is many times slower inside one.
     """
-    unrolled = jax.default_backend() == "cpu" if config.unroll is None else config.unroll
+    unrolled = compiled_platform() == "cpu" if config.unroll is None else config.unroll
     return 0 if unrolled else 1  # True would leave a loop of length 1 where there is one group
 
 

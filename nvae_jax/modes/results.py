@@ -39,7 +39,8 @@ def save_arrays(
 ) -> str:
     """Writes arrays and their provenance as `<name>.npz`, says so, returns its path."""
     file = io.BytesIO()
-    np.savez(file, provenance=np.asarray(json.dumps(provenance(model, options))), **arrays)
+    made_with = np.asarray(json.dumps(provenance(model, options)))
+    np.savez(file, **{"provenance": made_with, **arrays})  # type: ignore[arg-type]
     target = model.workdir.write(f"{name}.npz", file.getvalue())
     model.workdir.log(f"{what}: {target}")
     return os.fspath(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import itertools
 import os
@@ -146,10 +147,12 @@ def _restore(workdir: Workdir, wanted: TrainState, links: list[str], step: int) 
     checkpoints = workdir.checkpoints
     if f"opt_state.{links[0]}.penalty" in checkpoints.entries(step):
         return checkpoints.restore(wanted, step)[0]
-    numbered = wanted.replace(opt_state=tuple(wanted.opt_state[link] for link in links))
+    numbered = dataclasses.replace(
+        wanted, opt_state=tuple(wanted.opt_state[link] for link in links)
+    )
     state, _ = checkpoints.restore(numbered, step)
     named = type(wanted.opt_state)(zip(links, state.opt_state, strict=True))
-    return state.replace(opt_state=named)
+    return dataclasses.replace(state, opt_state=named)
 
 
 def _batches(

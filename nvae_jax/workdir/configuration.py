@@ -41,10 +41,15 @@ def load_config(path: epath.Path) -> dict[str, Any]:
 
 def changes(old: Settings, new: Settings, adjustable: Collection[str] = ()) -> list[str]:
     """Says which fields differ, but for those of dotted names in `adjustable`."""
-    old, new = (json.loads(json.dumps(settings)) for settings in (old, new))
+    saved, given = (_as_json(settings) for settings in (old, new))
     return [
-        f"config.{section}.{name} is {new[section].get(name)!r}, saved: {fields.get(name)!r}"
-        for section, fields in old.items()
-        for name in fields | new[section]
-        if f"{section}.{name}" not in adjustable and fields.get(name) != new[section].get(name)
+        f"config.{section}.{name} is {given[section].get(name)!r}, saved: {fields.get(name)!r}"
+        for section, fields in saved.items()
+        for name in fields | given[section]
+        if f"{section}.{name}" not in adjustable and fields.get(name) != given[section].get(name)
     ]
+
+
+def _as_json(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Settings as they come back from a file."""
+    return json.loads(json.dumps(settings))

@@ -53,9 +53,10 @@ class NumpyArrays(DataConfig):
                 f"data.path is {self.path!r}, with images of shapes {shapes}, border included; "
                 "allowed: one shape"
             )
+        height, width, channels = shapes["train"]
         return Dataset(
             name=self.name,
-            image=ImageSpec(*shapes["train"], self.border, binarize=self.binarize),
+            image=ImageSpec(height, width, channels, self.border, binarize=self.binarize),
             train=sources["train"],
             test=sources["test"],
             flip=self.flip,

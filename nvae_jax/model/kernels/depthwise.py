@@ -1,7 +1,7 @@
 """Depthwise convolution with gradients that are fast on every platform.
 
-XLA's CPU backend runs a grouped convolution, and above all its kernel gradient, many times slower
-than the arithmetic needs. There a depthwise convolution is a sum of shifted products instead.
+The plain formula is a grouped convolution. XLA's CPU backend runs it, and above all its kernel
+gradient, many times slower than the arithmetic requires; there it is a sum of shifted products.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from jax import Array, lax
 
 Taps = tuple[tuple[int, int], ...]
 
-# Pixels whose products are summed at once for a kernel's gradient. XLA's CPU backend uses vector
-# instructions there only if it has copied the block before, which it does from 16 uses on. More
-# take longer to compile.
+# The number of pixels whose products are summed at once for a kernel's gradient. XLA's CPU backend
+# uses vector instructions there only if it has copied the block before, which it does from 16 uses
+# on. Larger numbers take longer to compile.
 _PIXELS = 16
-_IMAGES = 8  # whose blocks are summed side by side, at most
+_IMAGES = 8  # the most images whose blocks are summed side by side
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -32,8 +32,8 @@ def depthwise_conv(x: Array, kernel: Array, stride: int = 1, taps: Taps | None =
     Args:
       x: (B, H, W, C).
       kernel: (k, k, 1, C).
-      stride: of the output, in rows and columns.
-      taps: positions of the kernel that are not zero by construction; None: all.
+      stride: pixels between outputs, in rows and columns.
+      taps: the positions of the kernel that are not zero by construction; None: all.
 
     Returns: (B, ⌈H / stride⌉, ⌈W / stride⌉, C).
     """
@@ -89,8 +89,8 @@ def _pad_space(x, widths):
 
 
 def _computed_once(x):
-    # Without it the compiler fuses what makes `x` into every product that reads it, and the sums
-    # into everything that reads them, and computes each over and over.
+    # Without the barrier the compiler would fuse what makes `x` into every product that reads it,
+    # and the sums into everything that reads them, and compute each of them again and again.
     return lax.optimization_barrier(x)
 
 
@@ -128,8 +128,8 @@ def _shifted_gradients(x, kernel, g, *, stride, taps):
     return _computed_once(dx), _kernel_gradient(x, kernel, g, stride, taps)
 
 
-# Ways to compute the same: forward `(x, kernel, *, stride)`, and `(x, kernel, g, *, stride)` to the
-# gradients of x and kernel.
+# Formulations of the same operation: the forward function `(x, kernel, *, stride)`, and a function
+# `(x, kernel, g, *, stride)` that returns the gradients of x and kernel.
 FORMULATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "grouped convolution": (_grouped, _grouped_gradients),
     "shifted products": (
@@ -140,7 +140,7 @@ FORMULATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 
 
 def _kernel_gradient(x, kernel, g, stride, taps):
-    """Σ over images and pixels of g times the part of x that the kernel meets there."""
+    """Σ over images and pixels of g times the part of x that the kernel sees there."""
     batch, height, width, channels = g.shape
     first, last = np.min(taps, 0), np.max(taps, 0)
     window = last - first + 1
@@ -154,8 +154,8 @@ def _kernel_gradient(x, kernel, g, stride, taps):
     pad = kernel.shape[0] // 2
     x = _pad_space(x, [(pad, pad + stride * n) for n in beyond])
     seen = (np.array([rows, columns]) - 1) * stride + window
-    # The first axis is one that devices and cores can share; the loop is over the others, of at
-    # least two rounds, or the compiler would take it apart.
+    # Devices and cores can share the first axis. The loop over the others has at least two rounds,
+    # or the compiler would unroll it.
     together = math.gcd(batch, max(batch // 2, 1), _IMAGES)
     g, x = (y.reshape(together, -1, *y.shape[1:]) for y in (g, x))
 
