@@ -26,7 +26,6 @@ from nvae_jax.command_line import define_flags, door, read_flags, refuse
 from nvae_jax.compilation import keep_compiled_programs
 from nvae_jax.config.run import PLACES, read_run
 from nvae_jax.data.prepare import prepare
-from nvae_jax.errors import reason
 from nvae_jax.evaluation.trained import open_run
 from nvae_jax.modes.table import MODES
 from nvae_jax.processes import Preemption, connect
@@ -97,12 +96,13 @@ def _parse(argv: list[str]) -> list[str]:
         if _CONFIG.value is not None:
             _CONFIG.value.keys()  # fails if the file could not be loaded
         return rest
-    except (flags.Error, AttributeError, KeyError, OSError, ValueError) as error:
+    # A configuration file is a program of the user's, which raises all kinds of exceptions.
+    except Exception as error:
         # ml_collections wraps errors in errors, and a KeyError's text is its message in quotes.
         message: object = error
         while isinstance(message, AttributeError | KeyError) and message.args:
             message = message.args[0]
-        refuse(reason(message) if isinstance(message, OSError) else message)
+        refuse(message)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from nvae_jax.model.depthwise import depthwise_conv
+from nvae_jax.model.kernels.depthwise import depthwise_conv
 from nvae_jax.parallel import batch_sharding, make_mesh
 
 # Compilation takes all the time here, so the compiler shall not optimise.

@@ -4,9 +4,12 @@ import dataclasses
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from configs import digits
+from nvae_jax.config.run import RunConfig
+from nvae_jax.config.training import TrainingConfig
+from nvae_jax.data.loading import LoadingConfig
+from nvae_jax.data.sources import data_config
 from nvae_jax.evaluation.trained import TrainedModel
 from nvae_jax.model import ModelConfig, variable_shapes
 from nvae_jax.parallel import make_mesh, replicated
@@ -71,13 +74,19 @@ def random_variables(config):
     return jax.tree_util.tree_map_with_path(draw, variable_shapes(config))
 
 
-def make_run(path, config=RUN_CONFIG, **data):
+def make_run(path, config=RUN_CONFIG, /, **data):
     """A work directory as a training of `config` leaves it, of `random_variables`."""
+    run = RunConfig(
+        model=config,
+        data=data_config(**data or {"name": "digits"}),
+        loading=LoadingConfig(),
+        training=TrainingConfig(epochs=10, batch_size=8),
+    )
     workdir = Workdir(path)
-    sections = {"model": dataclasses.asdict(config), "data": data or {"name": "digits"}}
-    workdir.save_config(ConfigDict(sections | {"training": {"ema_decay": None}}))
-    workdir.save(7, random_variables(config) | {"opt_state": np.zeros(3)}, {"step": 7})
-    workdir.close()
+    workdir.save_config(run.to_dict())
+    state = random_variables(config) | {"opt_state": np.zeros(3)}
+    workdir.checkpoints.save(7, state, {"step": 7})
+    workdir.checkpoints.close()
     return path
 
 
