@@ -21,7 +21,7 @@ from nvae_jax.fields import parse, require_literals
 
 def refuse(message: object) -> NoReturn:
     """Ends the process with exit code 2 and one line that says why."""
-    print(f"refused: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"refused: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 

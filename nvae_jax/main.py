@@ -26,6 +26,7 @@ from nvae_jax.command_line import define_flags, door, read_flags, refuse
 from nvae_jax.compilation import keep_compiled_programs
 from nvae_jax.config.run import PLACES, read_run
 from nvae_jax.data.prepare import prepare
+from nvae_jax.errors import require
 from nvae_jax.evaluation.trained import open_run
 from nvae_jax.modes.table import MODES
 from nvae_jax.processes import Preemption, connect
@@ -60,7 +61,11 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     keep_compiled_programs()
     with door():
-        if _DISTRIBUTED.value or _COORDINATOR.value:
+        alone = not (_DISTRIBUTED.value or _COORDINATOR.value)
+        for flag in (_NUM_PROCESSES, _PROCESS_ID):
+            unused = alone and flag.value is not None
+            require(f"--{flag.name}", flag.value, not unused, "with --coordinator or --distributed")
+        if not alone:
             connect(
                 _COORDINATOR.value,
                 _NUM_PROCESSES.value,

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from nvae_jax.errors import require
+from nvae_jax.errors import ConfigError, reading, require
 from nvae_jax.evaluation.inception import feature_shapes
 
 EPSILON = 1e-3  # of its batch norms
@@ -108,23 +108,27 @@ def load_weights(source: str, sha256: str | None = None) -> tuple[dict, str]:
     Returns: parameters of `inception.Inception`, and the file's SHA-256.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: another checksum, an unknown format, or a file that lacks a layer.
+      ConfigError: the file is missing or broken, has another checksum or an unknown format, or
+        lacks a layer; or the address cannot be reached.
     """
     path = Path(source)
+    readers = {".pb": _read_graph, ".tgz": _read_archive, ".pth": _read_state_dict}
+    known = Path(source.rsplit("/", 1)[-1]).suffix in readers
+    require("weights", source, known, f"files of {', '.join(readers)}")
     if re.match(r"https?://", source):
         require("weights_sha256", sha256, sha256 is not None, "the file's SHA-256, with an address")
         path = _download(source, str(sha256).lower())
-    digest = _sha256(path)
-    if sha256 is not None and digest != sha256.lower():
-        raise ValueError(f"{path} has the SHA-256 {digest}, not {sha256}; it is another file")
-    readers = {".pb": _read_graph, ".tgz": _read_archive, ".pth": _read_state_dict}
-    require("weights", source, path.suffix in readers, f"files of {', '.join(readers)}")
-    return readers[path.suffix](path), digest
+    allowed = f"a whole file of the kind that its suffix {path.suffix} says"
+    # Readers of damaged files raise all kinds of exceptions, pickle and protobuf among them.
+    with reading("weights", source, allowed, Exception):
+        digest = _sha256(path)
+        expected = sha256 is None or digest == sha256.lower()
+        require("weights_sha256", sha256, expected, f"{digest}, which {path} has")
+        return readers[path.suffix](path), digest
 
 
 def _download(address: str, sha256: str) -> Path:
-    """The file behind an address, from the user's cache folder; nothing else than asked for."""
+    """The file of that checksum behind an address, from the user's cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     path = Path(cache, "nvae_jax", "weights", sha256[:16], address.rsplit("/", 1)[-1])
     if not path.exists():
@@ -132,10 +136,14 @@ def _download(address: str, sha256: str) -> Path:
         # Its own name, because several processes may do so at the same time.
         partial = path.with_name(f"{path.name}.{os.getpid()}")
         try:
-            with urllib.request.urlopen(address) as response, partial.open("wb") as file:
+            with (
+                reading("weights", address, "an address that can be reached"),
+                urllib.request.urlopen(address) as response,
+                partial.open("wb") as file,
+            ):
                 shutil.copyfileobj(response, file)
-            if (digest := _sha256(partial)) != sha256:
-                raise ValueError(f"{address} has the SHA-256 {digest}, not {sha256}; refused")
+            digest = _sha256(partial)
+            require("weights_sha256", sha256, digest == sha256, f"{digest}, which {address} has")
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -157,7 +165,8 @@ def _read_state_dict(path: Path) -> dict:
 def from_state_dict(state: Mapping[str, np.ndarray]) -> dict:
     """Parameters from arrays under pytorch-fid's names; its classifier is left out.
 
-    Raises: ValueError if one is missing or has another shape.
+    Raises:
+      ConfigError: one is missing or has another shape.
     """
     norms = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
@@ -182,7 +191,8 @@ def _read_graph(path: Path) -> dict:
 def from_graph(content: bytes) -> dict:
     """Parameters from a frozen TensorFlow graph.
 
-    Raises: ValueError if a layer is missing or has another shape.
+    Raises:
+      ConfigError: a layer is missing or has another shape.
     """
     from tensorflow import make_ndarray
     from tensorflow.core.framework.graph_pb2 import GraphDef
@@ -214,7 +224,7 @@ def _fold(layer: Any) -> dict:
         try:
             kernel, norm = layer(name)
         except KeyError as error:
-            raise ValueError(f"the weights lack {error} of the layer {name}") from error
+            raise ConfigError(f"the weights lack {error} of the layer {name}") from error
         shape = shapes["kernel"].shape
         require(f"shape of {name} in the weights", kernel.shape, kernel.shape == shape, str(shape))
         factor = norm["scale"] / np.sqrt(norm["var"].astype(np.float64) + EPSILON)

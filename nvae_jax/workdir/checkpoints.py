@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -12,6 +15,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from nvae_jax.errors import ConfigError, reading, writing
+
+_OTHER_READS = 1.0  # seconds in which the threads of a failed reading end
 
 
 class Checkpoints:
@@ -115,10 +120,25 @@ class Checkpoints:
             self._manager.close()
             self._manager = None
 
-    def _reading(self, step: int) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Refuses damaged files.
+
+        After the first array that cannot be read, the threads that read others print a traceback
+        each; what is printed before the refusal is dropped.
+        """
         # What Orbax raises for damaged files.
         broken = (ValueError, KeyError, AttributeError, TypeError)
-        return reading("the checkpoint", self.folder / str(step), "a whole one", *broken)
+        printed = io.StringIO()
+        folder = self.folder / str(step)
+        refusing = reading("the checkpoint", folder, "a whole one", *broken)
+        with refusing, contextlib.redirect_stderr(printed):
+            try:
+                yield
+            except (OSError, *broken):
+                time.sleep(_OTHER_READS)
+                raise
+        sys.stderr.write(printed.getvalue())
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
