@@ -1,0 +1,265 @@
+"""Every command refuses what is impossible: exit code 2, and one line that names the cause."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from commands import ROOT, Commands
+from PIL import Image
+from tiny import RUN_CONFIG, make_run
+
+COLOUR = dataclasses.replace(
+    RUN_CONFIG, image_shape=(32, 32, 3), border=0, likelihood="logistic_mixture"
+)
+MAIN = "nvae_jax.main"
+DIGITS = "--config={root}/configs/digits.py"
+FOLDER = "--config={root}/configs/image_folder.py"
+ARRAYS = "--config={there}/arrays.py"
+RUN = "--workdir={there}/run"
+NEW = "--workdir={there}/new"
+
+TRAIN = [
+    ([], "--config"),
+    ([DIGITS], "--workdir"),
+    (["--config=absent.py", NEW], "absent.py"),
+    (["--config={there}", NEW], "{there}"),
+    (["--config={there}/broken.py", NEW], "broken.py"),
+    (["--config={there}/raises.py", NEW], "no such thing"),
+    ([DIGITS, NEW, "stray"], "stray"),
+    ([DIGITS, NEW, "--nonsense=1"], "nonsense"),
+    ([DIGITS, NEW, "--mode=dream"], "dream"),
+    ([DIGITS, NEW, "--config.training.nope=1"], "nope"),
+    ([DIGITS, NEW, "--config.extra=1"], "extra"),
+    ([DIGITS, NEW, "--config.training.seed=often"], "often"),
+    ([DIGITS, NEW, "--config.training.batch_size=0"], "training.batch_size is 0"),
+    ([DIGITS, NEW, "--config.training.batch_size=4096"], "training.batch_size is 4096"),
+    ([DIGITS, NEW, "--config.training.eval_batch_size=100"], "training.eval_batch_size is 100"),
+    ([DIGITS, NEW, "--config.training.warmup_epochs=99"], "training.warmup_epochs is 99"),
+    ([DIGITS, NEW, "--config.training.kl_balance=fair"], "training.kl_balance is 'fair'"),
+    ([DIGITS, NEW, "--config.training.parameter_shards=3"], "training.parameter_shards is 3"),
+    ([DIGITS, NEW, "--config.loading.prefetch=0"], "loading.prefetch is 0"),
+    ([DIGITS, NEW, "--config.model.num_groups=0"], "model.num_groups is 0"),
+    ([DIGITS, NEW, "--config.model.architecture=vgg"], "model.architecture is 'vgg'"),
+    ([DIGITS, NEW, "--config.model.image_shape=(64, 64, 3)"], "model.image_shape is (64, 64, 3)"),
+    ([DIGITS, NEW, "--config.model.border=0"], "model.border is 0"),
+    ([DIGITS, NEW, "--config.model.likelihood=normal"], "model.likelihood is 'normal'"),
+    ([DIGITS, NEW, "--config.model.num_scales=9"], "model.image_shape is (32, 32, 1)"),
+    ([DIGITS, NEW, "--config.model.remat=offload"], "model.remat is 'offload'"),
+    ([DIGITS, NEW, "--config.data.name=cats"], "data.name is 'cats'"),
+    ([DIGITS, "--workdir={there}/file"], "{there}/file"),
+    ([DIGITS, "--workdir=/proc/new"], "/proc/new"),
+    ([DIGITS, RUN], "{there}/run"),
+    ([DIGITS, "--workdir={there}/garbled"], "{there}/garbled/config.json"),
+    ([DIGITS, NEW, "--process_id=1"], "--process_id is 1"),
+    ([FOLDER, NEW], "data.path is missing"),
+    ([FOLDER, NEW, "--config.data.path={there}/absent"], "{there}/absent"),
+    ([FOLDER, NEW, "--config.data.path={there}/file"], "{there}/file"),
+    ([FOLDER, NEW, "--config.data.path={there}/empty"], "{there}/empty"),
+    ([FOLDER, NEW, "--config.data.path={there}/damaged"], "b.png"),
+    ([FOLDER, NEW, "--config.data.path={there}/single"], "data.test_fraction is 0.1"),
+    ([FOLDER, NEW, "--config.data.path={there}/single", "--config.data.size=50"], "(50, 50, 3)"),
+    ([FOLDER, NEW, "--config.data.path={there}/single", "--config.data.fit=bend"], "'bend'"),
+    ([ARRAYS, NEW, "--config.data.path={there}/absent.npz"], "{there}/absent.npz"),
+    ([ARRAYS, NEW, "--config.data.path={there}/file"], "{there}/file"),
+    ([ARRAYS, NEW, "--config.data.path={there}/empty"], "train.npy"),
+    (
+        ["--config={root}/configs/cifar10.py", NEW, "--config.data.data_dir={there}/empty"],
+        "cifar10",
+    ),
+    (["--config={root}/configs/ffhq256.py", NEW, "--config.data.lmdb={there}/empty"], "train.lmdb"),
+    (["--config={root}/configs/ffhq256.py", NEW, "--config.data.lmdb={there}/damaged"], "LMDB"),
+    ([DIGITS, "--mode=prepare", "--config.data.name=cats"], "data.name is 'cats'"),
+    ([FOLDER, "--mode=prepare", "--config.data.path={there}/empty"], "{there}/empty"),
+    (
+        ["--config={root}/configs/mnist.py", "--mode=prepare", "--config.data.data_dir=/proc/x"],
+        "/proc/x",
+    ),
+]
+
+MODES = {
+    "evaluate": [],
+    "sample": [],
+    "encode": [],
+    "decode": ["--latents={there}/latents.npz"],
+    "reconstruct": [],
+    "interpolate": [],
+    "edit": ["--operation=vary"],
+    "neighbors": [],
+    "fid": ["--weights={there}/file.pth"],
+}
+# What is wrong with a run is refused by every mode.
+OF_ALL_MODES = [
+    ([], "--workdir"),
+    (["--workdir={there}/absent"], "{there}/absent"),
+    (["--workdir={there}/empty"], "{there}/empty"),
+    (["--workdir={there}/file"], "{there}/file"),
+    (["--workdir={there}/garbled"], "{there}/garbled/config.json"),
+    (["--workdir={there}/unknown"], "model.depth is unknown"),
+    (["--workdir={there}/untrained"], "{there}/untrained/checkpoints"),
+    (["--workdir={there}/torn"], "{there}/torn/checkpoints/7"),
+    ([RUN, "--config.data.path={there}"], "config.data.path is '{there}'"),
+    ([RUN, "--batch_size=few"], "batch_size is 'few'"),
+    ([RUN, "--seed=-1"], "seed is -1"),
+]
+OF_ONE_MODE = [
+    ("evaluate", ["--split=dev"], "split is 'dev'"),
+    ("evaluate", ["--images=10000"], "images is 10000"),
+    ("evaluate", ["--temperature=1"], "--temperature"),
+    ("sample", ["--num_images=0"], "num_images is 0"),
+    ("sample", ["--temperature=1,1,1"], "temperature is (1.0, 1.0, 1.0)"),
+    ("sample", ["--pixels=mode"], "pixels is 'mode'"),
+    ("encode", ["--images=test:5000"], "images is 'test:5000'"),
+    ("encode", ["--images={there}/absent.png"], "{there}/absent.png"),
+    ("encode", ["--images={there}/damaged/b.png"], "{there}/damaged/b.png"),
+    ("decode", [], "latents"),
+    ("decode", ["--latents={there}/absent.npz"], "{there}/absent.npz"),
+    ("decode", ["--latents={there}/file"], "{there}/file"),
+    ("decode", ["--latents={there}/latents.npz"], "{there}/latents.npz"),
+    ("reconstruct", ["--keep=7"], "keep is (7,)"),
+    ("interpolate", ["--steps=1"], "steps is 1"),
+    ("edit", [], "operation"),
+    ("edit", ["--operation=inpaint", "--region=0,0,99,1"], "region is (0, 0, 99, 1)"),
+    ("neighbors", ["--nearest=5000"], "nearest is 5000"),
+    ("fid", [], "weights"),
+    ("fid", ["--weights={there}/absent.pb"], "{there}/absent.pb"),
+    ("fid", ["--weights={there}/file"], "{there}/file"),
+    ("fid", ["--weights={there}/file.pb"], "{there}/file.pb"),
+]
+# Data that was there when the model was trained.
+WITHOUT_DATA = [
+    ("evaluate", [], "{there}/photos"),
+    ("reconstruct", [], "{there}/photos"),
+    ("neighbors", [], "{there}/photos"),
+    ("encode", ["--config.data.path={there}/empty"], "{there}/empty"),
+]
+
+TOOLS = [
+    ("import_official", ["{there}/absent.pt", NEW], "{there}/absent.pt"),
+    ("import_official", ["{there}/file", RUN], "{there}/run"),
+    ("import_official", [], "checkpoint"),
+    ("benchmark", [], "--config"),
+    ("benchmark", ["--config={there}/absent.py"], "{there}/absent.py"),
+    ("benchmark", ["--config={there}/broken.py"], "{there}/broken.py"),
+    ("benchmark", ["--config={there}/file.json"], "{there}/file.json"),
+    ("benchmark", [DIGITS, "--what=cook"], "cook"),
+    ("benchmark", [DIGITS, "--config.training.nope=1"], "training.nope is unknown"),
+    ("benchmark", [DIGITS, "--config.training.batch_size=many"], "'many'"),
+    ("benchmark", [DIGITS, "--config.model.num_groups=0"], "model.num_groups is 0"),
+    ("benchmark", ["--compare", "{there}/absent.json"], "{there}/absent.json"),
+    ("aot", ["--config={there}/absent.py", "--topology=v5e:2x4"], "{there}/absent.py"),
+    ("aot", [DIGITS, "--topology=v5e:2x4", "--config.model.num_groups=0"], "model.num_groups is 0"),
+    ("costs", ["{there}/absent.json"], "{there}/absent.json"),
+    ("costs", [DIGITS, "--config.model.depth=3"], "depth"),
+    ("compare", ["a={there}/absent", "--output={there}/x.png"], "{there}/absent"),
+    ("compare", ["{there}/run", "--output={there}/x.png"], "{there}/run"),
+    ("gallery", ["{there}/absent"], "{there}/absent"),
+    ("loading", ["--config={there}/absent.py"], "{there}/absent.py"),
+]
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    """A folder with everything that can be wrong."""
+    there = tmp_path_factory.mktemp("there")
+    for name in ("file", "file.json", "file.pb", "file.pth"):
+        (there / name).write_text("neither an image nor a run")
+    (there / "broken.py").write_text("def get_config(:")
+    (there / "raises.py").write_text("def get_config():\n    raise RuntimeError('no such thing')")
+    (there / "arrays.py").write_text(
+        "from configs import default\n\n\ndef get_config():\n"
+        "    return default.get_config('numpy_arrays')"
+    )
+    (there / "empty").mkdir()
+    image = Image.fromarray(np.zeros((64, 64, 3), np.uint8))
+    for name in ("single", "damaged", "photos"):
+        (there / name).mkdir()
+        image.save(there / name / "a.png")
+    (there / "damaged" / "b.png").write_text("not an image")
+    (there / "damaged" / "train.lmdb").write_text("not a database")
+    np.savez(there / "latents.npz", values_00=np.zeros((1, 2, 2, 3), np.float32))
+
+    run = make_run(there / "run")
+    for name in ("garbled", "unknown", "untrained", "torn"):
+        shutil.copytree(run, there / name)
+    (there / "garbled" / "config.json").write_text("{")
+    settings = json.loads((run / "config.json").read_text())
+    changed = settings | {"model": settings["model"] | {"depth": 3}}
+    (there / "unknown" / "config.json").write_text(json.dumps(changed))
+    shutil.rmtree(there / "untrained" / "checkpoints")
+    for path in (there / "torn" / "checkpoints" / "7" / "state").rglob("*"):
+        if path.is_file() and path.name != "_METADATA":
+            path.write_bytes(path.read_bytes()[:10])
+    data = {"name": "image_folder", "path": str(there / "photos"), "size": 32}
+    make_run(there / "on_photos", COLOUR, **data)
+    shutil.rmtree(there / "photos")
+    return there
+
+
+@pytest.fixture(scope="module")
+def commands(there):
+    commands = Commands(there)
+    yield commands
+    commands.close()
+
+
+def refused(commands, there, module, arguments, cause):
+    """Asserts that a command is refused with one line that has `cause` in it."""
+
+    def filled(text):
+        return text.replace("{there}", str(there)).replace("{root}", str(ROOT))
+
+    outcome = commands.run(module, *map(filled, arguments))
+    assert outcome.code == 2, outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    refusals = [line for line in outcome.stderr.splitlines() if line.startswith("refused: ")]
+    assert len(refusals) == 1, outcome.stderr
+    assert outcome.stderr.splitlines()[-1] == refusals[0], outcome.stderr  # nothing goes on below
+    assert filled(cause) in refusals[0]
+
+
+@pytest.mark.parametrize(("arguments", "cause"), TRAIN)
+def test_training_and_preparing(commands, there, arguments, cause):
+    refused(commands, there, MAIN, arguments, cause)
+    assert not (there / "new").exists()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_wrong_with_a_run(commands, there, mode):
+    for arguments, cause in OF_ALL_MODES:
+        refused(commands, there, MAIN, [f"--mode={mode}", *MODES[mode], *arguments], cause)
+
+
+@pytest.mark.parametrize(("mode", "arguments", "cause"), OF_ONE_MODE)
+def test_what_one_mode_is_asked_for(commands, there, mode, arguments, cause):
+    refused(commands, there, MAIN, [f"--mode={mode}", RUN, *arguments], cause)
+
+
+@pytest.mark.parametrize(("mode", "arguments", "cause"), WITHOUT_DATA)
+def test_data_that_is_gone(commands, there, mode, arguments, cause):
+    run = "--workdir={there}/on_photos"
+    refused(commands, there, MAIN, [f"--mode={mode}", run, *arguments], cause)
+
+
+@pytest.mark.parametrize(("tool", "arguments", "cause"), TOOLS)
+def test_tools(commands, there, tool, arguments, cause):
+    refused(commands, there, f"nvae_jax.tools.{tool}", arguments, cause)
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_by_name(commands, there):
+    (there / "run" / "sample").write_text("in the way")
+    refused(commands, there, MAIN, ["--mode=sample", RUN], "{there}/run/sample")
+
+
+@pytest.mark.parametrize(
+    "arguments", [[DIGITS, NEW], [RUN, "--mode=sample"]], ids=["train", "sample"]
+)
+def test_a_mistake_in_the_program_keeps_its_traceback(commands, there, arguments):
+    plant = "from nvae_jax.model import cells\ncells.upsample_nearest = lambda x: x"
+    filled = [a.replace("{there}", str(there)).replace("{root}", str(ROOT)) for a in arguments]
+    outcome = commands.run(MAIN, *filled, before=plant)
+    assert outcome.code == 1
+    assert "Traceback" in outcome.stderr
+    assert "refused" not in outcome.stderr
+    shutil.rmtree(there / "new", ignore_errors=True)
