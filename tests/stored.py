@@ -10,12 +10,12 @@ from unittest import mock
 
 import lmdb
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 from scipy.io import savemat
 from sklearn.datasets import load_digits, load_sample_images
 
 from nvae_jax.data.prepare import prepare
+from nvae_jax.data.sources import data_config
 from nvae_jax.data.sources.tfds import find_builder
 
 TRAIN, TEST = 24, 6  # images in each split
@@ -57,15 +57,15 @@ def run_builder(name, data_dir, splits):
         builder.download_and_prepare()
 
 
-def prepare_quietly(data_dir, name, free_bytes=10**15, **options):
-    """What `--mode prepare` does on a disk with so much space."""
-    config = ConfigDict({"data": {"name": name, "data_dir": str(data_dir), **options}})
+def prepare_quietly(data_dir, name, free_bytes=10**15, said=None, **options):
+    """What `--mode prepare` does on a disk with so much space; `said` gets what it prints."""
+    data = data_config(name, data_dir=str(data_dir), **options)
     usage = types.SimpleNamespace(free=free_bytes)
     with (
         mock.patch("shutil.disk_usage", return_value=usage),
-        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stdout(said or io.StringIO()),
     ):
-        return prepare(config)
+        return prepare(data)
 
 
 def write_mnist(data_dir):

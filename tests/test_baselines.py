@@ -4,13 +4,14 @@ import math
 import numpy as np
 import pytest
 
-from nvae_jax.data.baselines import independent_pixels, num_dimensions
-from nvae_jax.data.sources import Dataset, make_dataset
+from nvae_jax.data.baselines import independent_pixels
+from nvae_jax.data.sources import Dataset, data_config
+from nvae_jax.image_spec import ImageSpec
 
 
 def test_dimensions_leave_the_border_out():
-    assert num_dimensions(make_dataset("digits")) == 28 * 28
-    assert num_dimensions(make_dataset("photos", size=(16, 24))) == 16 * 24 * 3
+    assert data_config("digits").image.num_dimensions == 28 * 28
+    assert data_config("photos", size=(16, 24)).image.num_dimensions == 16 * 24 * 3
 
 
 def test_binary_pixels_are_scored_with_the_smoothed_training_means():
@@ -19,25 +20,27 @@ def test_binary_pixels_are_scored_with_the_smoothed_training_means():
     # do not fill whole evaluation batches. The border would count if it were not left out.
     train = rng.choice([0, 255], (9, 6, 5, 1)).astype(np.uint8)
     test = rng.choice([0, 255], (70, 6, 5, 1)).astype(np.uint8)
-    dataset = Dataset("binary", (6, 5, 1), train=train, test=test, binarize=True, border=1)
+    image = ImageSpec(6, 5, 1, border=1, binarize=True)
+    dataset = Dataset("binary", image, train=train, test=test)
 
     nats = 0.0
     for row in range(1, 5):
         for column in range(1, 4):
-            on = sum(1 for image in train if image[row, column, 0])
+            on = sum(1 for example in train if example[row, column, 0])
             mean = (on + 1) / (9 + 2)
-            for image in test:
-                nats -= math.log(mean if image[row, column, 0] else 1 - mean)
-    assert independent_pixels(dataset, 8) == pytest.approx(nats / 70, rel=1e-6)
+            for example in test:
+                nats -= math.log(mean if example[row, column, 0] else 1 - mean)
+    assert independent_pixels(dataset, image) == pytest.approx(nats / 70, rel=1e-6)
 
 
 def test_grey_training_levels_count_as_probabilities():
     train = np.array([51, 102], np.uint8).reshape(2, 1, 1, 1)  # 1/5 and 2/5
     test = np.array([255, 0, 0], np.uint8).reshape(3, 1, 1, 1)
-    dataset = Dataset("grey", (1, 1, 1), train=train, test=test, binarize=True)
+    image = ImageSpec(1, 1, 1, binarize=True)
+    dataset = Dataset("grey", image, train=train, test=test)
     mean = (0.2 + 0.4 + 1) / (2 + 2)
     expected = -(math.log(mean) + 2 * math.log(1 - mean)) / 3
-    assert independent_pixels(dataset, 8) == pytest.approx(expected, rel=1e-6)
+    assert independent_pixels(dataset, image) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("num_bits", [1, 5, 8])
@@ -45,7 +48,8 @@ def test_levels_are_scored_with_smoothed_histograms_of_each_channel(num_bits):
     rng = np.random.default_rng(1)
     train = rng.integers(0, 200, (7, 4, 3, 2), np.uint8)
     test = rng.integers(0, 256, (5, 4, 3, 2), np.uint8)
-    dataset = Dataset("levels", (4, 3, 2), train=train, test=test)
+    image = ImageSpec(4, 3, 2, num_bits=num_bits)
+    dataset = Dataset("levels", image, train=train, test=test)
 
     nats, num_levels = 0.0, 2**num_bits
     for channel in range(2):
@@ -55,17 +59,13 @@ def test_levels_are_scored_with_smoothed_histograms_of_each_channel(num_bits):
         total = sum(counts.values()) + num_levels
         for v in test[..., channel].ravel().tolist():
             nats -= math.log((counts[v * num_levels // 256] + 1) / total)
-    assert independent_pixels(dataset, num_bits) == pytest.approx(nats / 5, rel=1e-9)
-
-
-def test_bits_out_of_range_are_refused():
-    with pytest.raises(ValueError, match="num_bits is 9"):
-        independent_pixels(make_dataset("photos"), 9)
+    assert independent_pixels(dataset, image) == pytest.approx(nats / 5, rel=1e-9)
 
 
 def test_yardsticks_of_the_bundled_datasets():
     # Other splits of the digits give 352.5 to 356.6.
-    assert independent_pixels(make_dataset("digits"), 8) == pytest.approx(353.9, abs=0.1)
-    photos = make_dataset("photos", crops_per_epoch=2)
-    bits = independent_pixels(photos, 8) / (math.log(2) * num_dimensions(photos))
+    digits = data_config("digits").open()
+    assert independent_pixels(digits, digits.image) == pytest.approx(353.9, abs=0.1)
+    photos = data_config("photos", crops_per_epoch=2).open()
+    bits = independent_pixels(photos, photos.image) / (math.log(2) * photos.image.num_dimensions)
     assert bits == pytest.approx(7.576, abs=0.001)

@@ -10,9 +10,9 @@ import stored
 from ml_collections import ConfigDict
 from PIL import Image
 
+from nvae_jax.config.run import read_run
 from nvae_jax.data.loader import steps_per_epoch, train_batches
 from nvae_jax.parallel import make_mesh, shard_batch
-from nvae_jax.training.loop import read_config
 from nvae_jax.training.program import make_program
 
 # With equal shapes and likelihoods these leave equal models, which are compiled once.
@@ -63,10 +63,10 @@ FROM_TFDS = (
 
 
 @functools.cache
-def compiled(model, training, flip, binarize):
+def compiled(model, training, flip):
     """(a function that makes a state, the update) of a run on one device."""
     mesh = make_mesh(jax.devices()[:1])
-    program = make_program(model, training, 10, mesh, binarize=binarize, flip=flip)
+    program = make_program(model, training, 10, mesh, flip=flip)
     fast = {"xla_backend_optimization_level": 0}
     update = program.update.lower(program.state, program.batch).compile(compiler_options=fast)
     rng = np.random.default_rng(0)
@@ -83,9 +83,10 @@ def take_two_steps(config):
     config.model.update(SMALL)
     # The rest of the training is the same for all, as are the optimiser's shapes.
     config.training = ConfigDict(TRAINING)
-    model, dataset, training = read_config(config)
+    run = read_run(config)
+    dataset, training = run.open_data(), run.training
     assert steps_per_epoch(dataset, training.batch_size) > 0
-    mesh, make_state, update = compiled(model, training, dataset.flip, dataset.binarize)
+    mesh, make_state, update = compiled(run.model, training, dataset.flip)
     batches = train_batches(dataset, training.batch_size, 0)
     state, losses = make_state(), []
     for _ in range(2):

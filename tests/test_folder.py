@@ -11,7 +11,7 @@ import stored
 from PIL import Image
 
 from nvae_jax.data.loader import train_batches
-from nvae_jax.data.sources import checked, make_dataset
+from nvae_jax.data.sources import checked, data_config
 from nvae_jax.data.sources.folder import is_test, list_images
 
 
@@ -46,14 +46,14 @@ def test_mixed_images_all_come_to_one_shape(tmp_path):
     names = write_mixed(root)
     assert len(names) == 61
     for fit in ("crop", "stretch", "pad", "random_crop"):
-        dataset = make_dataset("image_folder", path=str(root), size=(16, 24), fit=fit)
+        dataset = data_config("image_folder", path=str(root), size=(16, 24), fit=fit).open()
         assert len(dataset.train) + len(dataset.test) == 61
         for i in range(len(dataset.test)):
             assert dataset.test[i].shape == (16, 24, 3)
         batch = next(train_batches(dataset, 16, seed=0))
         assert batch["image"].shape == (16, 16, 24, 3)
-    grey = make_dataset("image_folder", path=str(root), size=16, channels=1, flip=True)
-    assert grey.train[0].shape == grey.image_shape == (16, 16, 1)
+    grey = data_config("image_folder", path=str(root), size=16, channels=1, flip=True).open()
+    assert grey.train[0].shape == grey.image.shape == (16, 16, 1)
     assert grey.flip
 
 
@@ -63,7 +63,7 @@ def test_pixels_are_those_of_the_file(tmp_path):
     image = stored.photos(1, 64, 80)[0]
     for i in range(30):
         Image.fromarray(image).save(root / f"{i}.png")
-    dataset = make_dataset("image_folder", path=str(root), size=32)
+    dataset = data_config("image_folder", path=str(root), size=32).open()
     resized = Image.fromarray(image).resize((40, 32), Image.Resampling.BILINEAR)
     expected = np.asarray(resized)[:, 4:36]
     np.testing.assert_array_equal(dataset.train[3], expected)
@@ -92,13 +92,13 @@ def test_one_corrupt_file_in_a_thousand_is_found_at_the_start(tmp_path, caplog):
         (root / f"{i:03d}.png").write_bytes(content)
     (root / "123.png").write_bytes(content[: len(content) // 2])
     with pytest.raises(
-        ValueError, match=r"1 of 1000 files in .*\n  123.png: .*\n.*unreadable=skip"
+        ValueError, match=r"1 of 1000 files are unreadable: 123.png \(.*unreadable=skip"
     ):
-        make_dataset("image_folder", path=str(root), size=8)
-    dataset = make_dataset("image_folder", path=str(root), size=8, unreadable="skip")
+        data_config("image_folder", path=str(root), size=8).open()
+    dataset = data_config("image_folder", path=str(root), size=8, unreadable="skip").open()
     assert len(dataset.train) + len(dataset.test) == 999
     assert "123.png" not in (*dataset.train.records.names, *dataset.test.records.names)
-    assert "\n  123.png: " in caplog.text
+    assert "unreadable: 123.png (" in caplog.text
 
 
 def test_what_was_read_once_is_not_read_again(tmp_path, monkeypatch):
@@ -123,7 +123,7 @@ def test_what_was_read_once_is_not_read_again(tmp_path, monkeypatch):
 def test_file_that_breaks_later_is_named(tmp_path):
     root = tmp_path / "images"
     write_mixed(root)
-    dataset = make_dataset("image_folder", path=str(root), size=8)
+    dataset = data_config("image_folder", path=str(root), size=8).open()
     path = Path(dataset.train.records[3])
     path.unlink()
     with pytest.raises(ValueError, match=rf"{re.escape(str(path))} cannot be read: .*No such file"):
@@ -145,11 +145,14 @@ def test_cache_that_cannot_be_written_does_not_matter(tmp_path, monkeypatch):
         ({"size": 0}, "data.size is 0; allowed: a positive int"),
         ({"size": (8, 8, 3)}, r"data.size is \(8, 8, 3\)"),
         ({"channels": 2}, "data.channels is 2; allowed: 1, 3, 4"),
-        ({"fit": "squeeze"}, "data.fit is 'squeeze'; allowed: crop, random_crop, stretch, pad"),
+        (
+            {"fit": "squeeze"},
+            "data.fit is 'squeeze'; allowed: 'crop', 'random_crop', 'stretch', 'pad'",
+        ),
         ({"test_fraction": 0.0}, "data.test_fraction is 0.0; allowed: between 0 and 1"),
-        ({"test_fraction": 1e-9}, "data.test_fraction is 1e-09, .* to test; allowed: larger"),
-        ({"test_fraction": 1 - 1e-9}, "to train; allowed: smaller"),
-        ({"unreadable": "hide"}, "data.unreadable is 'hide'; allowed: error, skip"),
+        ({"test_fraction": 1e-9}, "data.test_fraction is 1e-09, .* to test; allowed: more images"),
+        ({"test_fraction": 1 - 1e-9}, "to train; allowed: more images"),
+        ({"unreadable": "hide"}, "data.unreadable is 'hide'; allowed: 'error', 'skip'"),
     ],
 )
 def test_impossible_options_are_refused_by_name(tmp_path, monkeypatch, options, message):
@@ -157,4 +160,4 @@ def test_impossible_options_are_refused_by_name(tmp_path, monkeypatch, options, 
     write_mixed(tmp_path / "images", 6)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=message):
-        make_dataset("image_folder", **{"path": "images", "size": 8} | options)
+        data_config("image_folder", **{"path": "images", "size": 8} | options).open()

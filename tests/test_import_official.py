@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 from official_models import ARGS, exported
 
 from configs import ffhq256
-from nvae_jax.config import from_mapping
+from nvae_jax.fields import from_mapping
 from nvae_jax.data.sources import DATASETS
 from nvae_jax.interop import official
 from nvae_jax.interop.checkpoint import read_checkpoint

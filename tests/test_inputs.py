@@ -3,7 +3,8 @@ import pytest
 from PIL import Image
 from tiny import ONE_DEVICE, make_run
 
-from nvae_jax.data.sources import make_dataset
+from nvae_jax.data.sources import data_config
+from nvae_jax.errors import ConfigError
 from nvae_jax.evaluation.inputs import fixed_split, load_images
 from nvae_jax.evaluation.trained import open_run
 
@@ -44,12 +45,12 @@ def test_a_file_is_cut_scaled_and_gets_the_border(model, tmp_path):
 def test_images_that_are_not_there_are_refused(model, names, message):
     with pytest.raises(ValueError, match=message):
         load_images(model, names, "images")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ConfigError, match="images is 'nothing.png', which cannot be read"):
         load_images(model, ["nothing.png"], "images")
 
 
 def test_random_crops_are_fixed_crops_in_evaluation():
-    dataset = make_dataset("photos", size=(16, 24), crops_per_epoch=6)
+    dataset = data_config("photos", size=(16, 24), crops_per_epoch=6).open()
     split = fixed_split(dataset, "train")
     assert len(split) == 6
     assert split[4].shape == (16, 24, 3)

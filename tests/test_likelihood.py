@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny import CONFIG, random_variables
 
-from nvae_jax.data.sources import make_dataset
+from nvae_jax.data.sources import data_config
 from nvae_jax.data.transforms import prepare_eval
 from nvae_jax.evaluation.likelihood import (
     importance_weighted_bound,
@@ -25,7 +25,7 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 
 @pytest.fixture(scope="module")
 def dataset():
-    digits = make_dataset("digits")
+    digits = data_config("digits").open()
     return dataclasses.replace(digits, test=digits.test[:19])
 
 

@@ -7,7 +7,7 @@ import pytest
 import stored
 from PIL import Image
 
-from nvae_jax.data.sources import make_dataset
+from nvae_jax.data.sources import data_config
 from nvae_jax.data.sources.lmdb import LmdbRecords, read_levels
 
 
@@ -30,7 +30,7 @@ def test_single_file_is_read_too(tmp_path):
 def test_faces_are_stored_as_jpeg(tmp_path):
     files = [stored.encode(x, "jpeg") for x in stored.photos(3, 218, 178)]
     stored.write_official_lmdb(tmp_path, {"train": files, "validation": files[:1]})
-    dataset = make_dataset("celeba64", lmdb=str(tmp_path))
+    dataset = data_config("celeba64", lmdb=str(tmp_path)).open()
     assert (len(dataset.train), len(dataset.test)) == (3, 1)
     face = Image.open(io.BytesIO(files[2]))
     expected = face.crop((15, 40, 163, 188)).resize((64, 64), Image.Resampling.BILINEAR)
@@ -42,16 +42,18 @@ def test_others_are_stored_as_levels(tmp_path, name, size):
     images = stored.photos(4, size, size)
     splits = {"train": map(np.ndarray.tobytes, images[:3]), "validation": [images[3].tobytes()]}
     stored.write_official_lmdb(tmp_path, splits)
-    dataset = make_dataset(name, lmdb=str(tmp_path))
-    assert dataset.image_shape == (size, size, 3)
+    dataset = data_config(name, lmdb=str(tmp_path)).open()
+    assert dataset.image.shape == (size, size, 3)
     np.testing.assert_array_equal([dataset.train[i] for i in range(3)], images[:3])
     np.testing.assert_array_equal(dataset.test[0], images[3])
 
 
 def test_missing_keys_and_files_are_named(tmp_path):
     path = str(tmp_path / "train.lmdb")
-    with pytest.raises(ValueError, match=r"train.lmdb does not exist; data.lmdb names the folder"):
-        make_dataset("ffhq256", lmdb=str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"data.lmdb is .*, which has no train.lmdb; allowed: a folder"
+    ):
+        data_config("ffhq256", lmdb=str(tmp_path)).open()
     stored.write_lmdb(path, {"0": b"", "1": b"", "3": b""})
     with pytest.raises(ValueError, match="lacks 1 of its 3 keys, these among them: 2; allowed"):
         LmdbRecords(path)
@@ -59,13 +61,13 @@ def test_missing_keys_and_files_are_named(tmp_path):
     with pytest.raises(ValueError, match="lacks 0 of its 0 keys"):
         LmdbRecords(str(tmp_path / "empty.lmdb"))
     (tmp_path / "broken.lmdb").write_bytes(b"no database" * 1000)
-    with pytest.raises(ValueError, match=r"broken.lmdb cannot be read as LMDB"):
+    with pytest.raises(ValueError, match=r"broken.lmdb, which cannot be read as LMDB"):
         LmdbRecords(str(tmp_path / "broken.lmdb"))
 
 
 def test_levels_of_another_size_are_refused_by_key(tmp_path):
     stored.write_official_lmdb(tmp_path, {"train": [bytes(3072), b"short"], "validation": [b""]})
-    dataset = make_dataset("imagenet32", lmdb=str(tmp_path))
+    dataset = data_config("imagenet32", lmdb=str(tmp_path)).open()
     assert dataset.train[0].shape == (32, 32, 3)
     message = r"key 1 of .*train.lmdb cannot be read: 5 bytes; allowed: 32 \* 32 \* 3 = 3072"
     with pytest.raises(ValueError, match=message):

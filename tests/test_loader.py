@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 
 from nvae_jax.data.images import ImageReader
 from nvae_jax.data.loader import (
-    LoadingConfig,
     _read_options,
     eval_batches,
     steps_per_epoch,
     train_batches,
 )
+from nvae_jax.data.loading import LoadingConfig
 from nvae_jax.data.sources import Dataset
 from nvae_jax.data.sources.base import Decoded, read_many
+from nvae_jax.image_spec import ImageSpec
 
 NUMBER, BATCH = 10, 4  # an epoch is two batches and a half
 
@@ -30,7 +31,7 @@ def make_images(number):
 @pytest.fixture
 def dataset():
     images = make_images(NUMBER)
-    return Dataset("numbers", (3, 2, 3), train=images, test=images, random_crop=True)
+    return Dataset("numbers", ImageSpec(3, 2, 3), train=images, test=images, random_crop=True)
 
 
 def take(iterator, number):
@@ -85,7 +86,7 @@ def test_interrupted_epochs_have_every_example_exactly_once(number, local_batche
     batch_size = 6 * local_batches
     number += batch_size
     images = np.zeros((number, 1, 1, 1), np.uint8)
-    dataset = Dataset("counted", (1, 1, 1), train=images, test=images)
+    dataset = Dataset("counted", ImageSpec(1, 1, 1), train=images, test=images)
     seen, step = [], 0
     while len(seen) < 2 * number:
         for steps, processes in stops:
@@ -150,7 +151,7 @@ def test_starting_late_reads_no_more_than_starting_early(dataset):
             CountingSource.reads += 1
             return make_images(NUMBER)[index]
 
-    counting = Dataset("counted", (6, 5, 3), train=CountingSource(), test=dataset.test)
+    counting = Dataset("counted", ImageSpec(6, 5, 3), train=CountingSource(), test=dataset.test)
     iterator = train_batches(
         counting, BATCH, 0, start_step=10**9, loading=LoadingConfig(prefetch=1)
     )
@@ -197,26 +198,36 @@ def test_batch_must_divide_among_processes(dataset):
 @pytest.mark.parametrize("number", [1, 8, 10])
 def test_evaluation_counts_each_example_exactly_once(number, process_count):
     images = make_images(number)
-    seen, total, weight = [], 0.0, 0.0
-    for process_index in range(process_count):
-        batches = list(eval_batches(images, BATCH, process_index, process_count))
+    shares = [
+        list(eval_batches(images, BATCH, process_index, process_count))
+        for process_index in range(process_count)
+    ]
+    for batches in shares:
         assert len(batches) == -(-number // BATCH)
         for batch in batches:
             assert batch["image"].shape == (BATCH // process_count, 6, 5, 3)
             assert batch["index"].dtype == np.int32
-            assert batch["mask"].dtype == np.float32
             np.testing.assert_array_equal(batch["image"], images[batch["index"]])
-            seen += list(batch["index"][batch["mask"] == 1])
-            total += batch["mask"] @ batch["image"][:, 0, 0, 0]
-            weight += batch["mask"].sum()
-    assert sorted(seen) == list(range(number))
-    assert total / weight == images[:, 0, 0, 0].mean()
+    # The processes' shares of a batch, one behind the other, are the global batch.
+    seen = np.concatenate(
+        [batch["index"] for parts in zip(*shares, strict=True) for batch in parts]
+    )
+    np.testing.assert_array_equal(seen[:number], np.arange(number))
+    assert set(seen[number:]) <= {number - 1}  # what fills up the last batch
 
 
 def test_evaluation_keeps_the_order():
     batches = eval_batches(make_images(NUMBER), BATCH)
-    index = np.concatenate([batch["index"][batch["mask"] == 1] for batch in batches])
-    np.testing.assert_array_equal(index, np.arange(NUMBER))
+    index = np.concatenate([batch["index"] for batch in batches])
+    np.testing.assert_array_equal(index[:NUMBER], np.arange(NUMBER))
+
+
+def test_evaluation_reads_the_chosen_examples_in_their_order():
+    images, chosen = make_images(NUMBER), np.array([7, 2, 2, 9, 0])
+    batches = list(eval_batches(images, BATCH, index=chosen))
+    index = np.concatenate([batch["index"] for batch in batches])
+    np.testing.assert_array_equal(index, [7, 2, 2, 9, 0, 0, 0, 0])
+    np.testing.assert_array_equal(np.concatenate([b["image"] for b in batches]), images[index])
 
 
 def test_put_is_applied_to_every_batch_in_order(dataset):
@@ -229,7 +240,9 @@ def test_put_is_applied_to_every_batch_in_order(dataset):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_what_cannot_be_read_is_an_error_of_the_iterator(dataset, num_workers):
     records = Broken()
-    broken = Dataset("broken", (1, 1, 1), train=Decoded(records, np.asarray), test=dataset.test)
+    broken = Dataset(
+        "broken", ImageSpec(1, 1, 1), train=Decoded(records, np.asarray), test=dataset.test
+    )
     batches = train_batches(broken, 3, seed=0, loading=LoadingConfig(num_workers=num_workers))
     # Grain's workers hand on the message, but not the type.
     with pytest.raises(Exception, match="photograph 2 cannot be read: it is torn"):

@@ -82,7 +82,7 @@ def test_divided_parameters_are_saved_whole(run):
     for devices, shards in [(8, 2), (8, 4), (1, 1)]:
         mesh = make_mesh(jax.devices()[:devices], shards)
         program = make_program(
-            model, training, 5, mesh, binarize=dataset.binarize, flip=dataset.flip
+            model, training, 5, mesh, binarize=dataset.image.binarize, flip=dataset.flip
         )
         state, _ = Workdir(path).restore(program.state)
         leaves = jax.tree.leaves(state.params)

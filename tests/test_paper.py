@@ -10,7 +10,7 @@ import stored
 from PIL import Image
 
 from nvae_jax.data.loader import train_batches
-from nvae_jax.data.sources import make_dataset, read_many
+from nvae_jax.data.sources import data_config, read_many
 from nvae_jax.data.sources.paper import Stacked
 
 BILINEAR = Image.Resampling.BILINEAR
@@ -34,9 +34,9 @@ def assert_same_images(actual, expected):
 @pytest.mark.parametrize("name", ["mnist", "omniglot"])
 def test_binarised_datasets(prepared, name):
     folder, made = prepared
-    dataset = make_dataset(name, data_dir=str(folder))
-    assert dataset.image_shape == (32, 32, 1)
-    assert (dataset.binarize, dataset.border, dataset.flip) == (True, 2, False)
+    dataset = data_config(name, data_dir=str(folder)).open()
+    assert dataset.image.shape == (32, 32, 1)
+    assert (dataset.image.binarize, dataset.image.border, dataset.flip) == (True, 2, False)
     images = np.pad(made[name], ((0, 0), (2, 2), (2, 2), (0, 0)))
     assert_same_images(images_of(dataset.train), images[: stored.TRAIN])
     assert_same_images(images_of(dataset.test), images[stored.TRAIN :])
@@ -47,16 +47,16 @@ def test_binarised_datasets(prepared, name):
 )
 def test_small_colour_datasets(prepared, name, size):
     folder, made = prepared
-    dataset = make_dataset(name, data_dir=str(folder))
-    assert dataset.image_shape == (size, size, 3)
-    assert (dataset.binarize, dataset.border, dataset.flip) == (False, 0, True)
+    dataset = data_config(name, data_dir=str(folder)).open()
+    assert dataset.image.shape == (size, size, 3)
+    assert (dataset.image.binarize, dataset.image.border, dataset.flip) == (False, 0, True)
     assert_same_images(images_of(dataset.train), made[name][: stored.TRAIN])
     assert_same_images(images_of(dataset.test), made[name][stored.TRAIN :])
 
 
 def test_celeba_is_the_face_resized(prepared):
     folder, made = prepared
-    dataset = make_dataset("celeba64", data_dir=str(folder))
+    dataset = data_config("celeba64", data_dir=str(folder)).open()
     faces = [
         Image.open(io.BytesIO(file)).crop((15, 40, 163, 188)).resize((64, 64), BILINEAR)
         for file in made["celeba64"]
@@ -68,7 +68,7 @@ def test_celeba_is_the_face_resized(prepared):
 
 def test_ffhq_is_resized_and_split_for_good(prepared):
     folder, made = prepared
-    dataset = make_dataset("ffhq256", data_dir=str(folder))
+    dataset = data_config("ffhq256", data_dir=str(folder)).open()
     small = [Image.fromarray(x).resize((256, 256), BILINEAR) for x in made["ffhq256"]]
     order = np.random.RandomState(0).permutation(10)
     assert_same_images(images_of(dataset.train), [small[i] for i in order[:8]])
@@ -77,14 +77,14 @@ def test_ffhq_is_resized_and_split_for_good(prepared):
 
 def test_celebahq_keeps_glows_split(prepared):
     folder, made = prepared
-    dataset = make_dataset("celebahq256", data_dir=str(folder))
+    dataset = data_config("celebahq256", data_dir=str(folder)).open()
     assert_same_images(images_of(dataset.train), made["celebahq256"][:8])
     assert_same_images(images_of(dataset.test), made["celebahq256"][8:])
 
 
 def test_lsun_is_resized_by_the_shorter_side_and_cropped(prepared):
     folder, made = prepared
-    dataset = make_dataset("lsun", category="bedroom", size=64, data_dir=str(folder))
+    dataset = data_config("lsun", category="bedroom", size=64, data_dir=str(folder)).open()
     assert dataset.name == "lsun_bedroom64"
     originals = [Image.open(io.BytesIO(file)) for file in made["bedroom"]]
     assert {image.size for image in originals} == {(340, 256), (256, 300)}
@@ -117,17 +117,17 @@ def test_lsun_is_resized_by_the_shorter_side_and_cropped(prepared):
 
 def test_stacked_mnist_uses_every_digit_twice_in_each_channel(prepared):
     folder, _ = prepared
-    mnist = make_dataset("mnist", data_dir=str(folder))
-    stacked = make_dataset("stacked_mnist", data_dir=str(folder))
-    assert stacked.image_shape == (32, 32, 3)
-    assert (stacked.binarize, stacked.border) == (False, 2)
+    mnist = data_config("mnist", data_dir=str(folder)).open()
+    stacked = data_config("stacked_mnist", data_dir=str(folder)).open()
+    assert stacked.image.shape == (32, 32, 3)
+    assert (stacked.image.binarize, stacked.image.border) == (False, 2)
     assert len(stacked.train) == 2 * len(mnist.train)
     digits = images_of(mnist.train)
     for channel in range(3):
         assert_same_images(
             [x[..., channel : channel + 1] for x in images_of(stacked.train)], 2 * digits
         )
-    again = make_dataset("stacked_mnist", data_dir=str(folder))
+    again = data_config("stacked_mnist", data_dir=str(folder)).open()
     np.testing.assert_array_equal(images_of(stacked.test), images_of(again.test))
 
 
@@ -143,14 +143,14 @@ def test_channels_of_stacked_images_are_independent_permutations():
 
 def test_sources_go_to_other_processes(prepared):
     folder, _ = prepared
-    dataset = make_dataset("celeba64", data_dir=str(folder))
+    dataset = data_config("celeba64", data_dir=str(folder)).open()
     copy = pickle.loads(pickle.dumps(dataset))
     np.testing.assert_array_equal(copy.train[3], dataset.train[3])
 
 
 def test_unprepared_and_broken_datasets_say_what_to_do(prepared, tmp_path):
     with pytest.raises(ValueError, match=r"data.data_dir is .* has no cifar10; .*--mode prepare"):
-        make_dataset("cifar10", data_dir=str(tmp_path))
+        data_config("cifar10", data_dir=str(tmp_path)).open()
     folder, _ = prepared
     shutil.copytree(folder / "cifar10", tmp_path / "cifar10")
     (file,) = (tmp_path / "cifar10").rglob("*train.array_record*")
@@ -158,15 +158,15 @@ def test_unprepared_and_broken_datasets_say_what_to_do(prepared, tmp_path):
     for broken in (content[: len(content) // 2], content[:-1], b""):
         file.write_bytes(broken)
         with pytest.raises(ValueError, match=r"train.array_record.* cannot be read .*prepare"):
-            make_dataset("cifar10", data_dir=str(tmp_path))
+            data_config("cifar10", data_dir=str(tmp_path)).open()
     (other,) = (tmp_path / "cifar10").rglob("*test.array_record*")
     file.write_bytes(other.read_bytes())
     message = f"has {stored.TEST} examples of {stored.TRAIN}; delete"
     with pytest.raises(ValueError, match=message):
-        make_dataset("cifar10", data_dir=str(tmp_path))
+        data_config("cifar10", data_dir=str(tmp_path)).open()
     file.unlink()
     with pytest.raises(ValueError, match=r"train.array_record.* cannot be read"):
-        make_dataset("cifar10", data_dir=str(tmp_path))
+        data_config("cifar10", data_dir=str(tmp_path)).open()
 
 
 def test_damage_inside_a_file_is_an_error_where_it_is_read(prepared, tmp_path):
@@ -177,7 +177,7 @@ def test_damage_inside_a_file_is_an_error_where_it_is_read(prepared, tmp_path):
     middle = len(content) // 3
     content[middle : middle + 2000] = bytes(2000)
     file.write_bytes(content)
-    dataset = make_dataset("cifar10", data_dir=str(tmp_path))
+    dataset = data_config("cifar10", data_dir=str(tmp_path)).open()
     message = r"example \d+ of .*cifar10.*\(train\) cannot be read"
     with pytest.raises(ValueError, match=message):
         images_of(dataset.train)
@@ -195,4 +195,4 @@ def test_damage_inside_a_file_is_an_error_where_it_is_read(prepared, tmp_path):
 )
 def test_impossible_options_are_refused_by_name(name, options, message):
     with pytest.raises(ValueError, match=message):
-        make_dataset(name, **options)
+        data_config(name, **options).open()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny import CONFIG, random_variables
 
-from nvae_jax.data.sources import make_dataset
+from nvae_jax.data.sources import data_config
 from nvae_jax.data.transforms import prepare_eval
 from nvae_jax.evaluation.pictures import COLUMNS, TEMPERATURES, draw_curves, make_pictures
 from nvae_jax.evaluation.sampling import make_sampler
@@ -16,7 +16,7 @@ def variables():
 
 
 def test_pictures_have_a_row_a_temperature_and_inputs_above_outputs(variables):
-    digits = make_dataset("digits")
+    digits = data_config("digits").open()
     draw = make_pictures(CONFIG, digits)
     pictures = draw(variables)
     assert pictures["samples"].shape == (COLUMNS * len(TEMPERATURES), 28, 28, 1)

@@ -1,6 +1,8 @@
 """Preparation: what it makes, what it refuses, and what it leaves behind when it fails."""
 
 import errno
+import io
+import re
 from pathlib import Path
 from unittest import mock
 
@@ -8,12 +10,12 @@ import numpy as np
 import pytest
 import stored
 
-from nvae_jax.config import ConfigError
 from nvae_jax.data.builders import Celebahq256, Ffhq256, LsunScenes, Omniglot28, conversion
-from nvae_jax.data.prepare import RECIPES
-from nvae_jax.data.sources import DATASETS, make_dataset
-from nvae_jax.data.sources.paper import LSUN_CATEGORIES
+from nvae_jax.data.lsun import NUM_IMAGES
+from nvae_jax.data.prepare import prepare
+from nvae_jax.data.sources import DATASETS, data_config
 from nvae_jax.data.sources.tfds import find_builder
+from nvae_jax.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +35,10 @@ def assert_nothing_whole(data_dir, name):
 
 
 def test_recipes_name_builders_and_files_that_exist(tmp_path):
-    for name, recipe in RECIPES.items():
-        assert name in DATASETS
+    recipes = [dataset.stored for dataset in DATASETS.values() if hasattr(dataset, "stored")]
+    recipes += [data_config("lsun", category=c, size=64).recipe for c in NUM_IMAGES]
+    assert len(recipes) == 9 + 10
+    for recipe in recipes:
         builder = find_builder(recipe.builder, str(tmp_path))
         known = {info.filename for info in (builder.url_infos or {}).values()}
         for file in recipe.files:
@@ -43,7 +47,7 @@ def test_recipes_name_builders_and_files_that_exist(tmp_path):
 
 def test_every_lsun_category_has_its_checksums():
     infos = {info.filename: info for info in LsunScenes.url_infos.values()}
-    for category in LSUN_CATEGORIES:
+    for category in NUM_IMAGES:
         for split in ("train", "val"):
             assert len(infos[f"{category}_{split}_lmdb.zip"].checksum) == 64
 
@@ -57,17 +61,13 @@ def test_prepared_once_is_enough(tmp_path, capsys):
 
 
 def test_what_is_bundled_needs_no_preparation():
-    from ml_collections import ConfigDict
-
-    from nvae_jax.data.prepare import prepare
-
-    assert prepare(ConfigDict({"data": {"name": "digits"}})).name == "digits"
+    assert prepare(data_config("digits")).name == "digits"
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("cifar10", r"no network .*\n(.*\n)*.*cifar-10-binary.tar.gz\n +as .*manual/cifar-10-bin"),
+        ("cifar10", r"cifar-10-binary.tar.gz\n +as .*manual/cifar-10-bin"),
         ("omniglot", r"chardata.mat\n +as .*downloads/manual/chardata.mat"),
         ("celeba64", r"img_align_celeba.zip\n(.*\n)*Google Drive refuses"),
         ("imagenet32", r"train_32x32.tar\n(.*\n)*image-net.org no longer offers"),
@@ -80,8 +80,12 @@ def test_what_is_bundled_needs_no_preparation():
 )
 def test_what_cannot_be_fetched_is_asked_for_by_hand(tmp_path, name, expected):
     options = {"category": "tower", "size": 64} if name == "lsun" else {}
-    with pytest.raises(ValueError, match=rf"{expected}(.*\n)*Then run the same command again"):
-        stored.prepare_quietly(tmp_path, name, **options)
+    said = io.StringIO()
+    message = r"could not be prepared in .*: .*; what to fetch by hand is listed above"
+    with pytest.raises(ConfigError, match=message) as error:
+        stored.prepare_quietly(tmp_path, name, said=said, **options)
+    assert name == "ffhq256" or "no network" in str(error.value)
+    assert re.search(rf"{expected}(.*\n)*Then run the same command again", said.getvalue())
     assert_nothing_whole(tmp_path, "*")
 
 
@@ -111,7 +115,7 @@ def test_disk_that_fills_up_leaves_nothing_half_written_and_is_resumed(tmp_path,
         stored.prepare_quietly(tmp_path, "ffhq256")
     assert_nothing_whole(tmp_path, "ffhq256")
     with pytest.raises(ValueError, match="has no ffhq256"):
-        make_dataset("ffhq256", data_dir=str(tmp_path))
+        data_config("ffhq256", data_dir=str(tmp_path)).open()
     # With space again, only what is missing is converted.
     done = set(converted)
     converted.clear()

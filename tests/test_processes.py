@@ -194,7 +194,7 @@ def test_two_processes_stop_together_name_their_dead_and_go_on(runs, unbroken_pa
 def test_checkpoint_of_two_processes_is_restored_anywhere(runs, unbroken_pair, devices, shards):
     model, dataset, training = read_config(tiny_config())
     mesh = make_mesh(jax.devices()[:devices], shards)
-    program = make_program(model, training, 5, mesh, binarize=dataset.binarize, flip=dataset.flip)
+    program = make_program(model, training, 5, mesh, binarize=dataset.image.binarize, flip=dataset.flip)
     state, _ = Workdir(runs.path("pair")).restore(program.state)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     assert shardings == state_sharding(mesh, state)
@@ -222,7 +222,7 @@ def test_runs_of_all_seeds_are_the_same_programs():
         model, dataset, training = read_config(tiny_config(**{"training.seed": seed}))
         mesh = make_mesh(jax.devices()[:1])
         program = make_program(
-            model, training, 5, mesh, binarize=dataset.binarize, flip=dataset.flip
+            model, training, 5, mesh, binarize=dataset.image.binarize, flip=dataset.flip
         )
         init = program.init.lower(program.batch, jax.ShapeDtypeStruct((), np.uint32))
         update = program.update.lower(program.state, program.batch)

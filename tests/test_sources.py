@@ -2,7 +2,7 @@ import inspect
 
 import pytest
 
-from nvae_jax.data.sources import DATASETS, make_dataset
+from nvae_jax.data.sources import DATASETS, data_config
 
 
 @pytest.mark.parametrize(
@@ -17,12 +17,14 @@ from nvae_jax.data.sources import DATASETS, make_dataset
 )
 def test_wrong_options_are_named(name, options, message):
     with pytest.raises(ValueError, match=message):
-        make_dataset(name, **options)
+        data_config(name, **options).open()
 
 
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_every_dataset_says_what_it_is(name):
-    factory = DATASETS[name]
-    assert factory.__name__ == name
-    assert inspect.getdoc(factory)
-    assert inspect.signature(factory).return_annotation.__name__ == "Dataset"
+    dataset = DATASETS[name]
+    assert dataset.name == name
+    assert dataset.__name__.lower() == name.replace("_", "")
+    assert "DataConfig(" not in inspect.getdoc(dataset)
+    assert dataset.__doc__
+    assert dataset.__dataclass_params__.frozen

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvae_jax.data.loader import LoadingConfig
+from nvae_jax.data.loading import LoadingConfig
 from nvae_jax.data.sources import Dataset
 from nvae_jax.tools.workloads import compilation, compile_for, load, random_batch
 

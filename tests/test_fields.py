@@ -6,7 +6,7 @@ from typing import Literal, Optional
 import ml_collections
 import pytest
 
-from nvae_jax.config import from_mapping
+from nvae_jax.fields import from_mapping
 
 
 @dataclasses.dataclass(frozen=True)

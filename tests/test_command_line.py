@@ -5,7 +5,9 @@ import pytest
 from absl import flags
 
 from nvae_jax import main
-from nvae_jax.options import define_flags, parse, read_flags, validate
+from nvae_jax.command_line import define_flags, door, read_flags, validate
+from nvae_jax.errors import ConfigError
+from nvae_jax.fields import parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +60,33 @@ def test_flags_that_are_given_are_the_options():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"saw_angle": "3"}, "--saw_angle is no option of mode paint; allowed: paint_colors"),
+        ({"saw_angle": "3"}, "--saw_angle is not an option of mode paint; allowed: paint_colors"),
         ({}, "paint_colors is None; allowed: a value; mode paint needs it"),
         ({"paint_colors": "red", "paint_coats": "0"}, "paint_coats is 0; allowed: 1 or more"),
-        ({"paint_colors": "red", "paint_tool": "mop"}, "'mop'; allowed: one of brush, roll"),
+        ({"paint_colors": "red", "paint_tool": "mop"}, "'mop'; allowed: brush, roll"),
         ({"paint_colors": "red", "seed": "-1"}, "seed is -1; allowed: 0 to"),
     ],
 )
 def test_wrong_flags_are_refused_by_name(given, message):
     with pytest.raises(ValueError, match=message):
         read_flags("paint", MODES, given)
+
+
+def test_a_refusal_is_one_line_and_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as ended:
+        refuse("two\n  lines")
+    assert ended.value.code == 2
+    assert capsys.readouterr() == ("", "refused: two lines\n")
+
+
+def test_the_door_refuses_what_is_impossible_and_lets_bugs_through(capsys):
+    with pytest.raises(SystemExit) as ended, door():
+        raise ConfigError("seed is -1;\nallowed: 0 or more")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "refused: seed is -1; allowed: 0 or more\n"
+    with pytest.raises(ValueError, match="a bug"), door():
+        raise ValueError("a bug")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_flags_help_is_in_the_docstring():
@@ -78,6 +97,18 @@ def test_a_flags_help_is_in_the_docstring():
     assert values.paint_dry is True
     assert values.paint_coats == "3"
     assert values.saw_angle is None
+
+
+def test_a_refusal_is_one_line_and_code_2(capsys):
+    with pytest.raises(SystemExit) as end, door():
+        raise ConfigError("size is 3;\n   allowed: 4")
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "refused: size is 3; allowed: 4\n"
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ValueError, match="operands could not be broadcast"), door():
+        raise ValueError("operands could not be broadcast")
 
 
 @pytest.mark.parametrize("mode", main.MODES)

@@ -6,19 +6,23 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from nvae_jax.data.transforms import prepare_eval, prepare_train, reduce_bits
+from nvae_jax.errors import ConfigError
+from nvae_jax.image_spec import ImageSpec
 
 SEED_KEY = jax.random.key(11)
 ALL_LEVELS = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
 
-eval_pixels = jax.jit(prepare_eval, static_argnames=("binarize", "num_bits"))
+
+@functools.partial(jax.jit, static_argnames=("binarize", "num_bits"))
+def eval_pixels(image, index, *, binarize, num_bits):
+    spec = ImageSpec(*image.shape[1:], num_bits=num_bits, binarize=binarize)
+    return spec.evaluation_pixels(image, index)
 
 
 @functools.partial(jax.jit, static_argnames=("binarize", "flip", "num_bits"))
 def train_pixels(image, index, epoch, *, binarize=False, flip=False, num_bits=8):
-    return prepare_train(
-        image, index, epoch, seed_key=SEED_KEY, binarize=binarize, flip=flip, num_bits=num_bits
-    )
+    spec = ImageSpec(*image.shape[1:], num_bits=num_bits, binarize=binarize)
+    return spec.training_pixels(image, index, epoch, seed_key=SEED_KEY, flip=flip)
 
 
 def make_batch(number=24):
@@ -44,7 +48,9 @@ def frequency_bound(number):
 def test_bit_reduction_agrees_with_integers_at_every_level(num_bits):
     top = 2**num_bits - 1
     expected = np.array([v // 2 ** (8 - num_bits) for v in range(256)])
-    np.testing.assert_array_equal(reduce_bits(ALL_LEVELS, num_bits).ravel(), expected)
+    np.testing.assert_array_equal(
+        ImageSpec(16, 16, 1, num_bits=num_bits).reduce_bits(ALL_LEVELS).ravel(), expected
+    )
 
     zeros = np.zeros(1, np.int32)
     trained = train_pixels(ALL_LEVELS, zeros, zeros, num_bits=num_bits)
@@ -57,10 +63,34 @@ def test_bit_reduction_agrees_with_integers_at_every_level(num_bits):
         np.testing.assert_array_equal(pixels.ravel() == 1, expected == top)
 
 
-@pytest.mark.parametrize("num_bits", [0, 9])
-def test_bits_out_of_range_are_refused(num_bits):
-    with pytest.raises(ValueError, match=f"num_bits is {num_bits}; allowed: 1 to 8"):
-        eval_pixels(ALL_LEVELS, np.zeros(1, np.int32), binarize=False, num_bits=num_bits)
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_bits": 0}, "num_bits is 0; allowed: 1 to 8"),
+        ({"num_bits": 9}, "num_bits is 9; allowed: 1 to 8"),
+        ({"channels": 0}, r"image_shape is \(6, 8, 0\); allowed: at least one channel"),
+        ({"width": 0}, r"image_shape is \(6, 0, 3\); allowed: positive sides"),
+        ({"border": 3}, "border is 3; allowed: 0 or more, and less than half of 6 pixels"),
+        ({"border": -1}, "border is -1"),
+    ],
+)
+def test_impossible_images_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        ImageSpec(**{"height": 6, "width": 8, "channels": 3} | values)
+
+
+@pytest.mark.parametrize("border", [0, 2])
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+def test_the_border_is_zeros_that_are_not_counted(border, kind):
+    spec = ImageSpec(12, 10, 3, border)
+    assert spec.inner_shape == (12 - 2 * border, 10 - 2 * border, 3)
+    assert spec.num_dimensions == np.prod(spec.inner_shape)
+    inner = kind(np.random.default_rng(0).integers(1, 256, (4, *spec.inner_shape), np.uint8))
+    padded = spec.with_border(inner)
+    assert padded.shape == (4, *spec.shape)
+    assert type(padded) is type(inner)
+    assert padded.astype(int).sum() == inner.astype(int).sum()
+    np.testing.assert_array_equal(spec.without_border(padded), inner)
 
 
 def test_binarisation_frequencies_are_the_grey_levels():
@@ -101,7 +131,8 @@ def test_evaluation_binarisation_is_once_and_for_all():
     first = eval_pixels(image, index, binarize=True, num_bits=8)
     # Not even the kind of JAX's random keys, which runs may choose for speed, changes it.
     with jax.default_prng_impl("rbg"):
-        second = jax.jit(functools.partial(prepare_eval, binarize=True, num_bits=8))(image, index)
+        spec = ImageSpec(*image.shape[1:], binarize=True)
+        second = jax.jit(spec.evaluation_pixels)(image, index)
     np.testing.assert_array_equal(first, second)
 
 

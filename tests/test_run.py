@@ -1,0 +1,109 @@
+import json
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs import default, digits
+from nvae_jax.config.run import ADJUSTABLE, PLACES, RunConfig, read_run
+from nvae_jax.data.sources import DATASETS
+from nvae_jax.errors import ConfigError
+from nvae_jax.fields import names_of
+
+
+def folder_config(**data):
+    config = default.get_config("image_folder")
+    config.data.update(path="photos", size=64, **data)
+    return config
+
+
+def test_what_follows_from_the_data_need_not_be_said():
+    model = read_run(folder_config(channels=1)).model
+    assert (model.image_shape, model.border, model.likelihood) == (
+        (64, 64, 1),
+        0,
+        "logistic_mixture",
+    )
+    model = read_run(default.get_config("mnist")).model
+    assert (model.image_shape, model.border, model.likelihood) == ((32, 32, 1), 2, "bernoulli")
+    # What is said is kept where the data allows it.
+    config = folder_config()
+    config.model.likelihood = "normal"
+    assert read_run(config).model.likelihood == "normal"
+
+
+def test_the_shape_of_arrays_is_found_in_the_files(tmp_path):
+    for split in ("train", "test"):
+        np.save(tmp_path / f"{split}.npy", np.zeros((3, 8, 12, 3), np.uint8))
+    config = default.get_config("numpy_arrays")
+    config.data.update(path=str(tmp_path), border=2)
+    run = read_run(config)
+    assert (run.model.image_shape, run.model.border) == ((12, 16, 3), 2)
+    # What is saved says it, so that nothing is opened then.
+    saved = json.loads(json.dumps(run.to_dict()))
+    saved["data"]["path"] = "nowhere"
+    assert read_run(saved).model == run.model
+    # Files that are other ones by now are refused.
+    for split in ("train", "test"):
+        np.save(tmp_path / f"{split}.npy", np.zeros((3, 8, 8, 3), np.uint8))
+    with pytest.raises(ConfigError, match=r"model.image_shape is \(12, 16, 3\); allowed: \(12, 12"):
+        run.open_data()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("image_shape", (32, 32, 3), r"\(64, 64, 3\), as data.name = 'image_folder' has it"),
+        ("border", 2, "0, as data.name"),
+        ("likelihood", "bernoulli", "logistic_mixture or normal, as data.name"),
+    ],
+)
+def test_contradictions_are_refused(field, value, allowed):
+    config = folder_config()
+    config.model[field] = value
+    with pytest.raises(ConfigError, match=f"^model.{field} is .*; allowed: {allowed}"):
+        read_run(config)
+
+
+def test_a_saved_configuration_of_before_is_read():
+    """Without a section for loading, shapes as lists, and without fields that came later."""
+    run = read_run(digits.get_config())
+    saved = json.loads(json.dumps(run.to_dict()))
+    del saved["loading"], saved["training"]["parameter_shards"], saved["model"]["remat"]
+    assert saved["model"]["image_shape"] == [32, 32, 1]
+    assert read_run(saved) == read_run(ConfigDict(saved)) == run
+
+
+def test_data_that_has_moved(tmp_path):
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    run = read_run(folder_config())
+    moved = run.with_data_at({"path": str(tmp_path), "data_dir": None})
+    assert moved.data.path == str(tmp_path)
+    assert moved.model is run.model
+    assert run.with_data_at({}) == run
+    with pytest.raises(
+        ConfigError, match=r"config.data.lmdb is 'x'; allowed: path, as image_folder"
+    ):
+        run.with_data_at({"lmdb": "x"})
+    with pytest.raises(ConfigError, match="config.data.path is 'x'; allowed: nothing, as digits"):
+        read_run(digits.get_config()).with_data_at({"path": "x"})
+
+
+def test_adjustable_fields_and_places_are_fields():
+    known = {f"{s}.{f}" for s in ("model", "loading", "training") for f in getattr_names(s)}
+    known |= {f"data.{field}" for dataset in DATASETS.values() for field in names_of(dataset)}
+    assert set(ADJUSTABLE) <= known
+    assert {f"data.{place}" for place in PLACES} <= set(ADJUSTABLE)
+
+
+def getattr_names(section):
+    return names_of(type(getattr(read_run(digits.get_config()), section)))
+
+
+def test_a_run_is_frozen_and_can_be_compared():
+    run = read_run(digits.get_config())
+    assert isinstance(run, RunConfig)
+    assert hash(run) == hash(read_run(digits.get_config()))
+    with pytest.raises(AttributeError):
+        run.model = None
