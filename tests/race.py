@@ -92,11 +92,11 @@ def serve(side, path):
         from nvae_jax.memory import keep_freed_memory
 
         keep_freed_memory()  # as main does, before the imports below start threads
+    from nvae_jax.config.training import TrainingConfig
     from nvae_jax.fields import from_mapping
     from nvae_jax.model import ModelConfig
     from nvae_jax.parallel import keep_compiled_programs
     from nvae_jax.tools.benchmark import read_settings
-    from nvae_jax.config.training import TrainingConfig
 
     keep_compiled_programs()
     settings = read_settings(path)

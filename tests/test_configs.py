@@ -77,6 +77,18 @@ def test_config_is_valid_and_its_model_is_the_one_it_says(name):
     assert f"--config configs/{name}.py" in documentation
 
 
+def test_every_config_has_its_parameters_pinned():
+    assert set(PARAMETERS) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_one_group", "photos32"])
+def test_config_fits_its_data(name):
+    run = read_run(load(name))
+    dataset = run.open_data()
+    assert dataset.image.shape == run.model.image_shape == dataset.test[0].shape
+    assert dataset.train[0].shape[-1] == run.model.image_shape[-1]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_is_the_same_when_it_is_read_again(name):
     run = read_run(load(name))

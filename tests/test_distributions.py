@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from nvae_jax.data.transforms import reduce_bits
+
 from nvae_jax.model import ModelConfig
 from nvae_jax.model.distributions import (
     Bernoulli,

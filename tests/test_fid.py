@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from tiny import ONE_DEVICE, compile_quickly, make_run
 
-from nvae_jax.evaluation import fid as module
 from nvae_jax.evaluation.distances import frechet_distance, gaussian
-from nvae_jax.evaluation.fid import FIDOptions, fid
-from nvae_jax.evaluation.trained import image_keys
+from nvae_jax.evaluation.trained import image_keys, open_run
+from nvae_jax.modes import fid as module
+from nvae_jax.modes.fid import FIDOptions, fid
+from nvae_jax.workdir.rows import Rows
 
 OPTIONS = FIDOptions("weights", num_images=20, reference_images=30, batch_size=8)
 
@@ -39,7 +40,7 @@ def path(tmp_path, monkeypatch):
 
 
 def test_distance_is_that_of_the_features_and_the_reference_is_kept(path, monkeypatch):
-    report = fid(path, OPTIONS, ONE_DEVICE)
+    report = fid(open_run(path, ONE_DEVICE), OPTIONS)
     reference = np.fromfile(path / "fid" / "reference_train_30.f32", np.float32).reshape(30, 16)
     samples = jax.jit(cheap_draw)(None, np.arange(20, dtype=np.uint32), np.uint32(0), None)
     features = np.asarray(cheap_features({"factor": 3.0}, samples))
@@ -54,38 +55,31 @@ def test_distance_is_that_of_the_features_and_the_reference_is_kept(path, monkey
     # A reference that is there is not computed again; another network's is not used.
     marked = reference + np.float32(1)
     marked.tofile(path / "fid" / "reference_train_30.f32")
-    moved = fid(path, OPTIONS, ONE_DEVICE)["fid"]
+    moved = fid(open_run(path, ONE_DEVICE), OPTIONS)["fid"]
     expected = frechet_distance(*gaussian(marked), *gaussian(features))
     np.testing.assert_allclose(moved, expected, rtol=1e-3)
     kept = str(path / "fid" / "reference_train_30.f32")
     with pytest.raises(ValueError, match=r"allowed: features by the weights other"):
-        fid(path, FIDOptions("other", num_images=20, reference=kept), ONE_DEVICE)
+        fid(open_run(path, ONE_DEVICE), FIDOptions("other", num_images=20, reference=kept))
 
 
 def test_an_interrupted_run_goes_on(path, monkeypatch):
-    expected = fid(path, OPTIONS, ONE_DEVICE)
-    in_batches = module.TrainedModel.in_batches
-    started = []
+    model = open_run(path, ONE_DEVICE)
+    expected = fid(model, OPTIONS)
+    append, added = Rows.append, []
 
-    def interrupted(self, compiled, number, *rest):
-        started.append(rest[3])
-        for i, batch in enumerate(in_batches(self, compiled, number, *rest)):
-            if number == 20 and i == 1:
-                raise KeyboardInterrupt
-            yield batch
+    def interrupted(self, rows):
+        if len(self):  # the reference is complete, so these are the second batch of samples
+            raise KeyboardInterrupt
+        append(self, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.TrainedModel, "in_batches", interrupted)
+        patch.setattr(Rows, "append", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            fid(path, OPTIONS, ONE_DEVICE)
+            fid(model, OPTIONS)
     with (path / "fid" / "samples_0.f32").open("ab") as file:
         file.write(b"half a row")
-    assert started == [30, 0]
 
-    def recorded(self, compiled, number, *rest):
-        started.append(rest[3])
-        return in_batches(self, compiled, number, *rest)
-
-    monkeypatch.setattr(module.TrainedModel, "in_batches", recorded)
-    assert fid(path, OPTIONS, ONE_DEVICE) == expected
-    assert started == [30, 0, 30, 8]
+    monkeypatch.setattr(Rows, "append", lambda self, x: (added.append(len(x)), append(self, x)))
+    assert fid(model, OPTIONS) == expected
+    assert added == [8, 4]  # after the first eight

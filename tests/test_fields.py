@@ -1,4 +1,4 @@
-"""from_mapping: what it builds, and what its errors say."""
+"""Dataclasses from mappings and from text: what is built, and what errors say."""
 
 import dataclasses
 from typing import Literal, Optional
@@ -6,7 +6,7 @@ from typing import Literal, Optional
 import ml_collections
 import pytest
 
-from nvae_jax.fields import from_mapping
+from nvae_jax.fields import from_mapping, names_of, parse, require_literals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,3 +106,29 @@ def test_an_unsupported_annotation_is_a_programming_error():
 
     with pytest.raises(TypeError, match=r"config\.table is annotated as dict"):
         from_mapping(Unsupported, {"table": {}}, "config")
+
+
+def test_text_becomes_what_the_field_is():
+    assert parse(int, "3", "x") == 3
+    assert parse(tuple[float, ...], "0.7, 1", "x") == (0.7, 1.0)
+    assert parse(int | None, "none", "x") is None
+    assert parse(tuple[int, ...] | None, "1,2", "x") == (1, 2)
+    assert parse(Literal["a", "b"], "b", "x") == "b"
+    with pytest.raises(ValueError, match=r"x is '1\.5'; allowed: ints"):
+        parse(int, "1.5", "x")
+
+
+def test_text_that_is_none_of_a_literals_values_is_refused():
+    with pytest.raises(ValueError, match=r"^x is 'c'; allowed: a, b$"):
+        parse(Literal["a", "b"], "c", "x")
+
+
+def test_literals_are_checked_where_a_dataclass_is_made_in_code():
+    require_literals(Example(1), "model.")
+    with pytest.raises(ValueError, match=r"^model\.kind is 'x'; allowed: normal, mixture$"):
+        require_literals(Example(1, kind="x"), "model.")
+
+
+def test_names_of_fields():
+    assert names_of(Example, without_default=True) == ["width"]
+    assert names_of(Example)[:2] == ["width", "rate"]

@@ -17,8 +17,9 @@ from flax.traverse_util import flatten_dict
 from official_models import ARGS, exported
 
 from configs import ffhq256
-from nvae_jax.fields import from_mapping
+from nvae_jax.config.training import TrainingConfig
 from nvae_jax.data.sources import DATASETS
+from nvae_jax.fields import from_mapping
 from nvae_jax.interop import official
 from nvae_jax.interop.checkpoint import read_checkpoint
 from nvae_jax.interop.layout import model_entries
@@ -27,7 +28,6 @@ from nvae_jax.model import ModelConfig
 from nvae_jax.tools import import_official
 from nvae_jax.training.loop import ADJUSTABLE
 from nvae_jax.training.optimizer import make_optimizer
-from nvae_jax.config.training import TrainingConfig
 from nvae_jax.training.regularizers import SpectralState
 from nvae_jax.training.state import init_state
 from nvae_jax.workdir import Workdir

@@ -45,7 +45,7 @@ def test_a_file_is_cut_scaled_and_gets_the_border(model, tmp_path):
 def test_images_that_are_not_there_are_refused(model, names, message):
     with pytest.raises(ValueError, match=message):
         load_images(model, names, "images")
-    with pytest.raises(ConfigError, match="images is 'nothing.png', which cannot be read"):
+    with pytest.raises(ConfigError, match=r"images is 'nothing\.png', which cannot be read"):
         load_images(model, ["nothing.png"], "images")
 
 

@@ -8,7 +8,6 @@ import pytest
 from tiny import CONFIG, random_variables
 
 from nvae_jax.data.sources import data_config
-from nvae_jax.data.transforms import prepare_eval
 from nvae_jax.evaluation.likelihood import (
     importance_weighted_bound,
     make_image_likelihood,
@@ -36,7 +35,7 @@ def variables():
 
 def test_mean_over_a_ragged_split_is_that_of_its_images(dataset, variables):
     mesh = make_mesh(jax.devices()[:1])
-    means = make_validation(CONFIG, dataset, 8, mesh)(variables)
+    means = make_validation(CONFIG, dataset.test, 8, mesh)(variables)
 
     @jit
     def score(x, key):
@@ -47,9 +46,7 @@ def test_mean_over_a_ragged_split_is_that_of_its_images(dataset, variables):
     for number, start in enumerate(range(0, 19, 8)):
         # The last batch repeats the last image, so that the noise has the shape it had.
         index = np.minimum(np.arange(start, start + 8), 18)
-        x = prepare_eval(
-            jnp.asarray(dataset.test[index]), jnp.asarray(index), binarize=True, num_bits=8
-        )
+        x = CONFIG.image.evaluation_pixels(jnp.asarray(dataset.test[index]), jnp.asarray(index))
         key = jax.random.fold_in(jax.random.key(0), number)
         log_px, kl = score(x, key)
         real = slice(0, min(8, 19 - start))
@@ -62,8 +59,8 @@ def test_mean_over_a_ragged_split_is_that_of_its_images(dataset, variables):
 
 
 def test_one_device_and_eight_agree(dataset, variables):
-    one = make_validation(CONFIG, dataset, 8, make_mesh(jax.devices()[:1]))(variables)
-    eight = make_validation(CONFIG, dataset, 8, make_mesh())(variables)
+    one = make_validation(CONFIG, dataset.test, 8, make_mesh(jax.devices()[:1]))(variables)
+    eight = make_validation(CONFIG, dataset.test, 8, make_mesh())(variables)
     for name, value in one.items():
         np.testing.assert_allclose(eight[name], value, rtol=1e-5, err_msg=name)
 

@@ -1,20 +1,23 @@
 """A whole run on a tiny model: its files, its end, and what an interruption changes."""
 
+import dataclasses
+
 import chex
 import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import STEPS, tiny_config
+from tiny import STEPS, run_program, tiny_run
 
 from nvae_jax import parallel
 from nvae_jax.parallel import make_mesh
-from nvae_jax.training.loop import read_config, train
-from nvae_jax.training.program import make_program
+from nvae_jax.training import loop
+from nvae_jax.training.loop import train
+from nvae_jax.training.optimizer import make_links
 from nvae_jax.workdir import Workdir
 
 SHARDED = {"training.parameter_shards": 2}
-CONFIG = tiny_config(**SHARDED)
+RUN = tiny_run(**SHARDED)
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +26,13 @@ def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "SMALLEST_SHARDED", 64)
-        yield path, train(CONFIG, str(path))
+        yield path, train(RUN, str(path))
 
 
 def test_run_leaves_what_it_promises(run):
     path, last = run
     assert last["step"] == STEPS
-    records = Workdir(path).read_metrics()
+    records = Workdir(path).records.read_metrics()
     assert [r["step"] for r in records if "train/nelbo" in r] == [2, 4, 6, 8, 10]
     assert [r["step"] for r in records if "validation/nelbo" in r] == [4, 8, 10]
     names = set().union(*records)
@@ -58,7 +61,7 @@ def test_run_leaves_what_it_promises(run):
 
 
 def test_validation_falls_and_is_its_parts(run):
-    records = [r for r in Workdir(run[0]).read_metrics() if "validation/nelbo" in r]
+    records = [r for r in Workdir(run[0]).records.read_metrics() if "validation/nelbo" in r]
     values = [r["validation/nelbo"] for r in records]
     assert values[-1] < values[0]
     for r in records:
@@ -71,20 +74,17 @@ def test_validation_falls_and_is_its_parts(run):
 def test_finished_run_started_again_changes_nothing(run):
     path, last = run
     before = (path / "metrics.jsonl").read_text()
-    assert train(CONFIG, str(path)) == last
+    assert train(RUN, str(path)) == last
     assert (path / "metrics.jsonl").read_text() == before
 
 
 def test_divided_parameters_are_saved_whole(run):
     path, _ = run
-    model, dataset, training = read_config(CONFIG)
     restored = []
     for devices, shards in [(8, 2), (8, 4), (1, 1)]:
         mesh = make_mesh(jax.devices()[:devices], shards)
-        program = make_program(
-            model, training, 5, mesh, binarize=dataset.image.binarize, flip=dataset.flip
-        )
-        state, _ = Workdir(path).restore(program.state)
+        program = run_program(RUN, mesh)
+        state, _ = Workdir(path).checkpoints.restore(program.state)
         leaves = jax.tree.leaves(state.params)
         divided = [x for x in leaves if not x.is_fully_replicated]
         assert (len(divided) >= 5) == (shards > 1)
@@ -93,12 +93,30 @@ def test_divided_parameters_are_saved_whole(run):
 
 
 def test_other_config_in_the_same_folder_is_refused(run):
-    with pytest.raises(ValueError, match=r"training\.seed is 1; saved: 0"):
-        train(tiny_config(**SHARDED, **{"training.seed": 1}), str(run[0]))
+    with pytest.raises(ValueError, match=r"training\.seed is 1, saved: 0"):
+        train(tiny_run(**SHARDED, **{"training.seed": 1}), str(run[0]))
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_checkpoints(tmp_path):
     changes = {"training.learning_rate": 1e30, "training.warmup_epochs": 0}
     with pytest.raises(FloatingPointError, match=r"training\.gradient_clip"):
-        train(tiny_config(**changes), str(tmp_path))
-    assert Workdir(tmp_path).latest_step() is None
+        train(tiny_run(**changes), str(tmp_path))
+    assert Workdir(tmp_path).checkpoints.latest_step() is None
+
+
+def test_a_checkpoint_from_before_states_had_names_is_restored(tmp_path):
+    program = run_program(RUN, make_mesh(parameter_shards=2))
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(
+        lambda x: jax.device_put(rng.integers(0, 99, x.shape).astype(x.dtype), x.sharding),
+        program.state,
+    )
+    links = list(make_links(RUN.training, 1))
+    assert list(state.opt_state) == links
+    numbered = dataclasses.replace(state, opt_state=tuple(state.opt_state[link] for link in links))
+    for name, saved in (("before", numbered), ("now", state)):
+        workdir = Workdir(tmp_path / name)
+        workdir.checkpoints.save(3, saved, {"step": 3})
+        restored = loop._restore(workdir, program.state, links, 3)
+        chex.assert_trees_all_equal(restored, state)
+        assert jax.tree.structure(restored) == jax.tree.structure(program.state)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tiny import ONE_DEVICE, compile_quickly, make_run
 
-from nvae_jax.evaluation.neighbors import MEASURES, NeighborsOptions, find_nearest, neighbors
 from nvae_jax.evaluation.trained import open_run
+from nvae_jax.modes.neighbors import MEASURES, NeighborsOptions, find_nearest, neighbors
 from nvae_jax.parallel import make_mesh
 
 
@@ -22,7 +22,8 @@ def path(tmp_path, monkeypatch):
 @pytest.mark.parametrize("flip", [False, True])
 def test_search_by_blocks_finds_what_a_whole_search_finds(path, flip):
     model = open_run(path, make_mesh())
-    model = dataclasses.replace(model, dataset=dataclasses.replace(model.dataset, flip=flip))
+    # A cached property: the next to ask for the dataset gets this one.
+    vars(model)["dataset"] = dataclasses.replace(model.dataset, flip=flip)
     source = model.dataset.train[:37]
     rng = np.random.default_rng(0)
     copy = np.float32(source[20, 2:30, 2:30] / 255)
@@ -50,7 +51,9 @@ def test_search_by_blocks_finds_what_a_whole_search_finds(path, flip):
 
 
 def test_report_and_picture(path):
-    report = neighbors(path, NeighborsOptions(num_images=2, nearest=3, batch_size=1), ONE_DEVICE)
+    report = neighbors(
+        open_run(path, ONE_DEVICE), NeighborsOptions(num_images=2, nearest=3, batch_size=1)
+    )
     assert json.loads((path / "neighbors" / "neighbors.json").read_text()) == json.loads(
         json.dumps(report)
     )
@@ -63,4 +66,4 @@ def test_report_and_picture(path):
         )
         assert report[measure]["mean_nearest_of_test_images"] > 0
     with pytest.raises(ValueError, match="nearest is 9999; allowed: at most 1500"):
-        neighbors(path, NeighborsOptions(nearest=9999), ONE_DEVICE)
+        neighbors(open_run(path, ONE_DEVICE), NeighborsOptions(nearest=9999))

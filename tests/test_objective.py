@@ -9,6 +9,7 @@ from goldens import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nvae_jax.config.training import TrainingConfig
 from nvae_jax.model import ModelConfig, NVAEOutput
 from nvae_jax.model.distributions import log_likelihood
 from nvae_jax.training.objective import (
@@ -18,7 +19,6 @@ from nvae_jax.training.objective import (
     kl_weight,
     regularization_weight,
 )
-from nvae_jax.config.training import TrainingConfig
 
 BALANCE_GROUPS = goldens.from_json(goldens.load("standalone")["kl_balancer_coeff/groups"])
 RULES = ("equal", "linear", "sqrt", "square")

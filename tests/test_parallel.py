@@ -7,8 +7,6 @@ from nvae_jax.parallel import (
     SHARDS,
     batch_sharding,
     check_batch_size,
-    jit_on,
-    keep_compiled_programs,
     make_mesh,
     replicated,
     shard_batch,
@@ -67,45 +65,3 @@ def test_without_shards_everything_is_everywhere():
     mesh = make_mesh()
     large = jax.ShapeDtypeStruct((1024, 1024), "float32")
     assert state_sharding(mesh, large) == replicated(mesh)
-
-
-def test_compiled_programs_are_kept_where_the_user_says(monkeypatch, tmp_path):
-    before = jax.config.jax_compilation_cache_dir
-    least_before = jax.config.jax_persistent_cache_min_compile_time_secs
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    try:
-        # Programs for other numbers of cores are others.
-        for cores in ({0}, {0, 5, 7}):
-            monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: cores, raising=False)
-            keep_compiled_programs()
-            folder = tmp_path / "nvae_jax" / f"xla_{len(cores)}_cores"
-            assert jax.config.jax_compilation_cache_dir == str(folder)
-            assert jax.config.jax_persistent_cache_min_compile_time_secs == 0  # small ones too
-        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
-        jax.config.update("jax_compilation_cache_dir", "elsewhere")
-        monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "7")
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 7.0)
-        keep_compiled_programs()
-        assert jax.config.jax_compilation_cache_dir == "elsewhere"
-        assert jax.config.jax_persistent_cache_min_compile_time_secs == 7
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", least_before)
-
-
-def test_convolutions_on_cpu_use_all_cores():
-    """XLA leaves them to a library that does not divide these, unless told otherwise."""
-
-    def convolve(x, kernel):
-        dimensions = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dimensions)
-
-    x, kernel = np.ones((4, 16, 16, 64), np.float32), np.ones((3, 3, 64, 64), np.float32)
-
-    def compiled(jitted):
-        return jitted.lower(x, kernel).compile().as_text()
-
-    assert "ynn_fusion" in compiled(jax.jit(convolve))
-    assert "ynn_fusion" not in compiled(jit_on(make_mesh(jax.devices()[:1]), convolve))

@@ -16,6 +16,7 @@ import optax
 import pytest
 from goldens import nhwc
 
+from nvae_jax.config.training import TrainingConfig
 from nvae_jax.interop.layout import model_entries
 from nvae_jax.interop.official import import_state_dict
 from nvae_jax.model.distributions import log_likelihood
@@ -23,7 +24,6 @@ from nvae_jax.model.folding import FoldedNVAE, fold
 from nvae_jax.model.nvae import NVAE, effective_kernels
 from nvae_jax.training.objective import balance_targets, elbo_terms
 from nvae_jax.training.optimizer import make_optimizer
-from nvae_jax.config.training import TrainingConfig
 
 OUTPUTS, GRADIENTS = 1e-4, 1e-3  # relative to the largest true value
 

@@ -5,7 +5,6 @@ import pytest
 from tiny import CONFIG, random_variables
 
 from nvae_jax.data.sources import data_config
-from nvae_jax.data.transforms import prepare_eval
 from nvae_jax.evaluation.pictures import COLUMNS, TEMPERATURES, draw_curves, make_pictures
 from nvae_jax.evaluation.sampling import make_sampler
 
@@ -17,14 +16,14 @@ def variables():
 
 def test_pictures_have_a_row_a_temperature_and_inputs_above_outputs(variables):
     digits = data_config("digits").open()
-    draw = make_pictures(CONFIG, digits)
+    draw = make_pictures(CONFIG, digits.test)
     pictures = draw(variables)
     assert pictures["samples"].shape == (COLUMNS * len(TEMPERATURES), 28, 28, 1)
     assert pictures["reconstructions"].shape == (4 * COLUMNS, 28, 28, 1)
     inputs = pictures["reconstructions"][:COLUMNS]
     assert set(np.unique(inputs)) == {0.0, 1.0}
     apart = np.arange(COLUMNS) * (297 // (2 * COLUMNS))
-    test = prepare_eval(digits.test[apart], jnp.asarray(apart), binarize=True, num_bits=8)
+    test = CONFIG.image.evaluation_pixels(digits.test[apart], jnp.asarray(apart))
     np.testing.assert_array_equal(inputs, test[:, 2:-2, 2:-2])
     outputs = pictures["reconstructions"][COLUMNS : 2 * COLUMNS]
     assert ((outputs > 0) & (outputs < 1)).all()

@@ -14,12 +14,10 @@ import jax
 import numpy as np
 import pytest
 from interruptions import last_arrays, named
-from tiny import RUN, STEPS, tiny_config
+from tiny import RUN, STEPS, run_program, tiny_run
 
 from nvae_jax.parallel import make_mesh, state_sharding
-from nvae_jax.processes import compiled_ahead, connect
-from nvae_jax.training.loop import read_config
-from nvae_jax.training.program import make_program
+from nvae_jax.processes import connect
 from nvae_jax.workdir import Workdir
 
 ROOT = Path(__file__).parent.parent
@@ -75,7 +73,7 @@ class Runs:
 
     def final_arrays(self, name):
         """The arrays that a run to the end has left."""
-        assert Workdir(self.path(name)).latest_step() == STEPS
+        assert Workdir(self.path(name)).checkpoints.latest_step() == STEPS
         return last_arrays(self.path(name))
 
     def nelbo(self, name):
@@ -83,7 +81,7 @@ class Runs:
         return [x["train/nelbo"] for x in self.records(name) if "train/nelbo" in x]
 
     def records(self, name):
-        return Workdir(self.path(name)).read_metrics()
+        return Workdir(self.path(name)).records.read_metrics()
 
 
 def finish(*processes):
@@ -192,44 +190,16 @@ def test_two_processes_stop_together_name_their_dead_and_go_on(runs, unbroken_pa
 
 @pytest.mark.parametrize(("devices", "shards"), [(1, 1), (8, 1), (8, 4)])
 def test_checkpoint_of_two_processes_is_restored_anywhere(runs, unbroken_pair, devices, shards):
-    model, dataset, training = read_config(tiny_config())
     mesh = make_mesh(jax.devices()[:devices], shards)
-    program = make_program(model, training, 5, mesh, binarize=dataset.image.binarize, flip=dataset.flip)
-    state, _ = Workdir(runs.path("pair")).restore(program.state)
+    program = run_program(tiny_run(), mesh)
+    state, _ = Workdir(runs.path("pair")).checkpoints.restore(program.state)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     assert shardings == state_sharding(mesh, state)
     chex.assert_trees_all_equal(named(state), unbroken_pair)
 
 
-def test_a_function_compiled_ahead_is_the_function():
-    x = jax.ShapeDtypeStruct((3,), np.float32)
-    double = compiled_ahead(jax.jit(lambda x: 2 * x, donate_argnums=0), "double", x)
-    given = jax.numpy.arange(3.0)
-    np.testing.assert_array_equal(double(given), [0, 2, 4])
-    assert given.is_deleted()
-    np.testing.assert_array_equal(double(jax.numpy.ones(3)), [2, 2, 2])
-
-
-def test_what_fails_ahead_is_raised_by_the_call():
-    wrong = compiled_ahead(jax.jit(lambda x: x @ x), "wrong", jax.ShapeDtypeStruct((), np.float32))
-    with pytest.raises((TypeError, ValueError), match="matmul"):
-        wrong(np.float32(1))
-
-
-def test_runs_of_all_seeds_are_the_same_programs():
-    programs = []
-    for seed in (0, 1):
-        model, dataset, training = read_config(tiny_config(**{"training.seed": seed}))
-        mesh = make_mesh(jax.devices()[:1])
-        program = make_program(
-            model, training, 5, mesh, binarize=dataset.image.binarize, flip=dataset.flip
-        )
-        init = program.init.lower(program.batch, jax.ShapeDtypeStruct((), np.uint32))
-        update = program.update.lower(program.state, program.batch)
-        programs.append((init.as_text(), update.as_text()))
-    assert programs[0] == programs[1]
-
-
 def test_process_number_out_of_range_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"^process_id is 2; allowed: 0 to num_processes - 1$"):
+    with pytest.raises(
+        ValueError, match=r"^--process_id is 2; allowed: 0 to --num_processes - 1 \(2\)$"
+    ):
         connect("127.0.0.1:1", num_processes=2, process_id=2)

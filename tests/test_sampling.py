@@ -8,8 +8,8 @@ from PIL import Image
 from tiny import ONE_DEVICE, compile_quickly, make_run
 
 from nvae_jax.evaluation.latents import decode_latents
-from nvae_jax.evaluation.sampling import SampleOptions, sample
 from nvae_jax.evaluation.trained import image_keys, image_noise, open_run
+from nvae_jax.modes.sample import SampleOptions, sample
 from nvae_jax.parallel import make_mesh
 
 
@@ -25,29 +25,27 @@ def read_png(path):
 
 
 def test_one_device_and_eight_write_the_same_files(path):
+    model = open_run(path, ONE_DEVICE)
     options = {"num_images": 11, "temperature": (0.7, 1.0), "batch_size": 1, "seed": 5}
-    one = sample(path, SampleOptions(**options, name="one"), ONE_DEVICE)
-    eight = sample(path, SampleOptions(**options, name="eight"), make_mesh())
+    one = sample(model, SampleOptions(**options, name="one"))
+    eight = sample(open_run(path, make_mesh()), SampleOptions(**options, name="eight"))
     with open(one, "rb") as a, open(eight, "rb") as b:
         assert a.read() == b.read()
     sheet = read_png(one)
     assert sheet.shape == (3 * 30 + 2, 4 * 30 + 2, 3)
 
     # The same images in the other forms, whatever their number.
-    npz = np.load(
-        sample(path, SampleOptions(**options | {"num_images": 2}, output="npz"), ONE_DEVICE)
-    )
+    npz = np.load(sample(model, SampleOptions(**options | {"num_images": 2}, output="npz")))
     provenance = json.loads(str(npz["provenance"]))
     assert provenance["step"] == 7
     assert provenance["temperature"] == [0.7, 1.0]
-    folder = sample(path, SampleOptions(**options | {"num_images": 2}, output="files"), ONE_DEVICE)
+    folder = sample(model, SampleOptions(**options | {"num_images": 2}, output="files"))
     for i, image in enumerate(npz["images"]):
         np.testing.assert_array_equal(read_png(f"{folder}/{i:06d}.png")[..., :1], image)
         tile = sheet[2:30, 2 + 30 * i : 30 + 30 * i, :1]
         np.testing.assert_array_equal(tile, image)
 
     # And the model's own, by noise and temperature.
-    model = open_run(path, ONE_DEVICE)
     noise = image_noise(model.config, image_keys(5, np.arange(2, dtype=np.uint32)))
     noise = [np.asarray(z * t) for z, t in zip(noise, [0.7, 0.7, 1.0, 1.0], strict=True)]
 
@@ -57,7 +55,7 @@ def test_one_device_and_eight_write_the_same_files(path):
 
 def test_pixels_can_be_drawn(path):
     options = SampleOptions(num_images=3, pixels="sample", output="npz", batch_size=1)
-    images = np.load(sample(path, options, ONE_DEVICE))["images"]
+    images = np.load(sample(open_run(path, ONE_DEVICE), options))["images"]
     assert set(np.unique(images)) == {0, 255}
 
 
@@ -65,4 +63,4 @@ def test_impossible_options_are_refused(path):
     with pytest.raises(ValueError, match="num_images is 0; allowed: 1 or more"):
         SampleOptions(num_images=0)
     with pytest.raises(ValueError, match=r"temperature is \(1.0, 1.0, 1.0\); allowed: 1, 2"):
-        sample(path, SampleOptions(temperature=(1.0, 1.0, 1.0)))
+        sample(open_run(path, ONE_DEVICE), SampleOptions(temperature=(1.0, 1.0, 1.0)))

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from nvae_jax.config.training import TrainingConfig
 from nvae_jax.model import NVAE, ModelConfig, variable_shapes
 from nvae_jax.parallel import make_mesh
 from nvae_jax.training.program import make_program
-from nvae_jax.config.training import TrainingConfig
 
 # Compilation takes all the time here, so the compiler shall not optimise.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -6,13 +6,15 @@ import jax
 import numpy as np
 
 from configs import digits
-from nvae_jax.config.run import RunConfig
+from nvae_jax.config.run import RunConfig, read_run
 from nvae_jax.config.training import TrainingConfig
+from nvae_jax.data.loader import steps_per_epoch
 from nvae_jax.data.loading import LoadingConfig
 from nvae_jax.data.sources import data_config
 from nvae_jax.evaluation.trained import TrainedModel
 from nvae_jax.model import ModelConfig, variable_shapes
 from nvae_jax.parallel import make_mesh, replicated
+from nvae_jax.training.program import make_program
 from nvae_jax.workdir import Workdir
 
 CONFIG = ModelConfig(
@@ -51,11 +53,18 @@ RUN = {
 STEPS = 2 * (1500 // 256)
 
 
-def tiny_config(**changes):
-    """The configuration of that run, with other values of some fields."""
+def tiny_run(**changes):
+    """That run, with other values of some fields."""
     config = digits.get_config()
     config.update_from_flattened_dict(RUN | changes)
-    return config
+    return read_run(config)
+
+
+def run_program(run, mesh):
+    """The program of a run, as training has it."""
+    dataset = run.open_data()
+    steps = steps_per_epoch(dataset, run.training.batch_size)
+    return make_program(run.model, run.training, steps, mesh, flip=dataset.flip)
 
 
 # Two scales of two groups.

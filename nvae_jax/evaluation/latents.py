@@ -177,9 +177,8 @@ def read_latents(config: ModelConfig, path: str | os.PathLike[str]) -> Latents:
     for names_of_kind in names.values():
         shapes = [arrays[name].shape[1:] if name in arrays else None for name in names_of_kind]
         wanted = list(config.latent_shapes)
-        require(
-            f"latents is {os.fspath(path)!r}, whose shape", shapes, shapes == wanted, str(wanted)
-        )
+        field = f"the shapes of the latents in {os.fspath(path)!r}"
+        require(field, shapes, shapes == wanted, f"{wanted}, as this model has them")
     return Latents(**{kind: [arrays[name] for name in some] for kind, some in names.items()})
 
 

@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from nvae_jax.errors import ConfigError, reading, writing
+from nvae_jax.errors import ConfigError, reading, require, writing
 
 _OTHER_READS = 1.0  # seconds in which the threads of a failed reading end
 
@@ -28,6 +28,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: epath.Path, max_to_keep: int):
+        require("max_to_keep", max_to_keep, max_to_keep > 0, "1 or more")
         self.folder = folder
         self._max_to_keep = max_to_keep
         self._manager: ocp.CheckpointManager | None = None
@@ -100,6 +101,7 @@ class Checkpoints:
 
     def entries(self, step: int) -> set[str]:
         """The dotted names of the arrays in a checkpoint."""
+        self.wait()
         with self._reading(step):
             return set(_named(self._open().metadata(step).item_metadata["state"].tree))
 

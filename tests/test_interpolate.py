@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from tiny import ONE_DEVICE, compile_quickly, make_run
 
-from nvae_jax.evaluation.coding import ReconstructOptions, reconstruct
-from nvae_jax.evaluation.interpolation import InterpolateOptions, interpolate, linear, spherical
 from nvae_jax.evaluation.sampling import sample_batches
 from nvae_jax.evaluation.trained import open_run
+from nvae_jax.modes.interpolate import InterpolateOptions, interpolate, linear, spherical
+from nvae_jax.modes.reconstruct import ReconstructOptions, reconstruct
 
 # One size of batches for all, so that the functions are compiled once.
 Options = functools.partial(InterpolateOptions, batch_size=2)
@@ -48,8 +48,8 @@ def path(tmp_path_factory):
 def test_ways_between_images_end_at_their_reconstructions(path, space):
     names = ("test:0-2",)
     options = ReconstructOptions(names, (4,), "groups", posterior_temperature=0.0, batch_size=2)
-    ends = reconstruct(path, options, ONE_DEVICE)[:, 1]
-    ways = interpolate(path, Options(names, space=space, steps=3), ONE_DEVICE)
+    ends = reconstruct(open_run(path, ONE_DEVICE), options)[:, 1]
+    ways = interpolate(open_run(path, ONE_DEVICE), Options(names, space=space, steps=3))
     assert ways.shape == (2, 3, 28, 28, 1)
     np.testing.assert_allclose(ways[:, 0], ends[:-1], atol=1e-4)
     np.testing.assert_allclose(ways[:, -1], ends[1:], atol=1e-4)
@@ -59,9 +59,9 @@ def test_ways_between_images_end_at_their_reconstructions(path, space):
 
 def test_scales_that_do_not_move_stay_the_firsts(path):
     options = Options(("test:0-1",), space="latents", steps=2, groups=())
-    (way,) = interpolate(path, options, ONE_DEVICE)
+    (way,) = interpolate(open_run(path, ONE_DEVICE), options)
     np.testing.assert_allclose(way[0], way[1], atol=1e-5)
-    (way,) = interpolate(path, Options(("test:0-1",), steps=2, scales=(1,)), ONE_DEVICE)
+    (way,) = interpolate(open_run(path, ONE_DEVICE), Options(("test:0-1",), steps=2, scales=(1,)))
     assert np.abs(way[0] - way[1]).max() > 1e-3
 
 
@@ -71,7 +71,7 @@ def test_ways_between_samples_end_at_them(path):
     batches = sample_batches(model, 3, temperatures, seed=5, batch_size=2)
     samples = np.concatenate([images for _, images in batches])
     options = Options(samples=2, steps=3, temperature=0.7, seed=5, animation="webp")
-    ways = interpolate(path, options, ONE_DEVICE)
+    ways = interpolate(open_run(path, ONE_DEVICE), options)
     np.testing.assert_allclose(ways[:, 0], samples[:2], atol=1e-4)
     np.testing.assert_allclose(ways[:, -1], samples[1:], atol=1e-4)
 
@@ -82,4 +82,4 @@ def test_impossible_ways_are_refused(path):
     with pytest.raises(ValueError, match="space is 'latents'; allowed: noise, between samples"):
         Options(samples=2, space="latents")
     with pytest.raises(ValueError, match="allowed: two images or more"):
-        interpolate(path, Options(("test:0",)), ONE_DEVICE)
+        interpolate(open_run(path, ONE_DEVICE), Options(("test:0",)))

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from tiny import ONE_DEVICE, compile_quickly, make_run
 
-from nvae_jax.evaluation.coding import ReconstructOptions, reconstruct
-from nvae_jax.evaluation.editing import EditOptions, edit
 from nvae_jax.evaluation.inputs import load_images
 from nvae_jax.evaluation.latents import decode_latents, encode_images, inputs_of
 from nvae_jax.evaluation.trained import open_run
+from nvae_jax.modes.edit import EditOptions, edit
+from nvae_jax.modes.reconstruct import ReconstructOptions, reconstruct
 
 NAMES = ("test:0-2",)
 # One size of batches for all, so that the functions are compiled once.
@@ -24,7 +24,7 @@ def run(tmp_path_factory):
         compile_quickly(monkeypatch)
         path = make_run(tmp_path_factory.mktemp("run"))
         options = ReconstructOptions(NAMES, (4,), "groups", posterior_temperature=0.0, batch_size=2)
-        rows = reconstruct(path, options, ONE_DEVICE)
+        rows = reconstruct(open_run(path, ONE_DEVICE), options)
         yield path, rows[:, 0], rows[:, 1]
 
 
@@ -38,7 +38,7 @@ def far(actual, expected):
 
 def test_mixes_lead_from_the_second_image_to_the_first(run):
     path, images, reconstructions = run
-    rows = edit(path, Options("mix", NAMES), ONE_DEVICE)
+    rows = edit(open_run(path, ONE_DEVICE), Options("mix", NAMES))
     assert rows.shape == (2, 2 + 3, 28, 28, 1)
     close(rows[:, 0], images[:-1])
     close(rows[:, 1], images[1:])
@@ -52,12 +52,12 @@ def test_mixes_lead_from_the_second_image_to_the_first(run):
 def test_variations_differ_in_the_chosen_groups_alone(run, space):
     path, images, reconstructions = run
     options = {"space": space, "variations": 2, "seed": 1}
-    rows = edit(path, Options("vary", NAMES, scales=(1,), **options), ONE_DEVICE)
+    rows = edit(open_run(path, ONE_DEVICE), Options("vary", NAMES, scales=(1,), **options))
     close(rows[:, 0], images)
     close(rows[:, 1], reconstructions)
     far(rows[:, 2], reconstructions)
     far(rows[:, 2], rows[:, 3])
-    kept = edit(path, Options("vary", NAMES, groups=(), **options), ONE_DEVICE)
+    kept = edit(open_run(path, ONE_DEVICE), Options("vary", NAMES, groups=(), **options))
     close(kept[:, 2], reconstructions)
 
 
@@ -65,7 +65,7 @@ def test_an_attribute_is_a_difference_of_mean_latents(run):
     path, images, reconstructions = run
     sets = {"having": ("train:0-2",), "lacking": ("train:3-4",)}
     options = Options("attribute", NAMES, strengths=(0.0, 1.5), scales=(0,), **sets)
-    rows = edit(path, options, ONE_DEVICE)
+    rows = edit(open_run(path, ONE_DEVICE), options)
     close(rows[:, 0], images)
     close(rows[:, 1], reconstructions)
     model = open_run(path, ONE_DEVICE)
@@ -84,7 +84,7 @@ def test_inpainting_leaves_the_known_pixels(run):
     path, images, _ = run
     region = (4, 6, 10, 12)
     options = Options("inpaint", NAMES, region=region, rounds=2, variations=2)
-    rows = edit(path, options, ONE_DEVICE)
+    rows = edit(open_run(path, ONE_DEVICE), options)
     unknown = np.zeros((28, 28, 1), bool)
     unknown[4:14, 6:18] = True
     assert (rows[:, 1][:, unknown[..., 0]] == 0.5).all()
@@ -98,7 +98,9 @@ def test_inpainting_leaves_the_known_pixels(run):
     model = open_run(path, ONE_DEVICE)
     x = load_images(model, NAMES, "images").copy()
     x[:, 2:30, 2:30] = rows[:, 1]
-    once = edit(path, Options("inpaint", NAMES, region=region, rounds=1, variations=1), ONE_DEVICE)
+    once = edit(
+        open_run(path, ONE_DEVICE), Options("inpaint", NAMES, region=region, rounds=1, variations=1)
+    )
     decoded = decode_latents(model, encode_images(model, x, batch_size=2).values, batch_size=2)
     close(once[:, 2], np.where(unknown, decoded, inputs_of(model.config, x)))
 
@@ -109,6 +111,6 @@ def test_impossible_edits_are_refused(run):
     with pytest.raises(ValueError, match=r"having is \(\); allowed: images"):
         Options("attribute", lacking=("test:0",))
     with pytest.raises(ValueError, match=r"region is \(20, 0, 10, 4\); allowed: within 28 x 28"):
-        edit(run[0], Options("inpaint", region=(20, 0, 10, 4)), ONE_DEVICE)
+        edit(open_run(run[0], ONE_DEVICE), Options("inpaint", region=(20, 0, 10, 4)))
     with pytest.raises(ValueError, match="allowed: two images or more"):
-        edit(run[0], Options("mix", ("test:0",)), ONE_DEVICE)
+        edit(open_run(run[0], ONE_DEVICE), Options("mix", ("test:0",)))

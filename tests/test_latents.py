@@ -6,19 +6,14 @@ import numpy as np
 import pytest
 from tiny import ONE_DEVICE, compile_quickly, make_run
 
-from nvae_jax.evaluation.coding import (
-    DecodeOptions,
-    EncodeOptions,
-    ReconstructOptions,
-    decode,
-    encode,
-    reconstruct,
-)
 from nvae_jax.evaluation.inputs import load_images
 from nvae_jax.evaluation.latents import chosen_groups, inputs_of, read_latents, top_groups
 from nvae_jax.evaluation.sampling import decoded_mean
 from nvae_jax.evaluation.trained import image_keys, open_run
 from nvae_jax.model import NVAE
+from nvae_jax.modes.decode import DecodeOptions, decode
+from nvae_jax.modes.encode import EncodeOptions, encode
+from nvae_jax.modes.reconstruct import ReconstructOptions, reconstruct
 
 # One size of batches for all, so that the functions are compiled once.
 Options = functools.partial(DecodeOptions, batch_size=2)
@@ -45,36 +40,38 @@ def run(tmp_path_factory):
 
 def test_latents_decode_to_the_reconstruction_of_the_forward_pass(run):
     path, model, _, reconstructions = run
-    file = encode(path, EncodeOptions(("test:0-3",), seed=3, batch_size=2), ONE_DEVICE)
+    file = encode(open_run(path, ONE_DEVICE), EncodeOptions(("test:0-3",), seed=3, batch_size=2))
     for space in ("latents", "noise"):
-        images = decode(path, Options(file, space=space), ONE_DEVICE)
+        images = decode(open_run(path, ONE_DEVICE), Options(file, space=space))
         np.testing.assert_allclose(images, reconstructions, atol=1e-4)
     assert (path / "decode" / "images.png").exists()
 
     # What is not taken from the file is the prior's: at temperature 0, its mean.
     options = Options(file, scales=(0,), temperature=(0.0,))
-    coarse = decode(path, options, ONE_DEVICE)
-    by_noise = decode(path, Options(file, "noise", (0,), temperature=(0.0,)), ONE_DEVICE)
+    coarse = decode(open_run(path, ONE_DEVICE), options)
+    by_noise = decode(open_run(path, ONE_DEVICE), Options(file, "noise", (0,), temperature=(0.0,)))
     np.testing.assert_allclose(coarse, by_noise, atol=1e-4)
     assert np.abs(coarse - reconstructions).max() > 0.01
 
     latents = read_latents(model.config, file)
     arrays = {f"values_{g:02d}": z[:, :1] for g, z in enumerate(latents.values)}
     np.savez(path / "other.npz", **arrays)
-    with pytest.raises(ValueError, match=r"shapes of latents in .* \[\(4, 4, 2\)"):
+    with pytest.raises(ValueError, match=r"shapes of the latents in .* \[\(4, 4, 2\)"):
         read_latents(model.config, path / "other.npz")
 
 
 def test_reconstructions_show_what_the_top_groups_hold(run):
     path, model, x, reconstructions = run
-    rows = reconstruct(path, ReconstructOptions(("test:0-3",), seed=3, batch_size=2), ONE_DEVICE)
+    rows = reconstruct(
+        open_run(path, ONE_DEVICE), ReconstructOptions(("test:0-3",), seed=3, batch_size=2)
+    )
     assert rows.shape == (4, 1 + 3, 28, 28, 1)
     np.testing.assert_array_equal(rows[:, 0], inputs_of(model.config, x))
     np.testing.assert_allclose(rows[:, 3], reconstructions, atol=1e-4)
     differs = np.abs(rows[:, 1:3] - rows[:, 3:]).max((2, 3, 4))
     assert (differs > 1e-3).all()
     by_groups = ReconstructOptions(("test:0-3",), (0, 2, 4), "groups", seed=3, batch_size=2)
-    np.testing.assert_allclose(reconstruct(path, by_groups, ONE_DEVICE), rows, atol=1e-5)
+    np.testing.assert_allclose(reconstruct(open_run(path, ONE_DEVICE), by_groups), rows, atol=1e-5)
 
 
 def test_groups_by_number(run):

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from tiny import ONE_DEVICE, RUN_CONFIG, compile_quickly, make_run
 
-from nvae_jax.data.transforms import prepare_eval
-from nvae_jax.evaluation import report
-from nvae_jax.evaluation.report import EvaluateOptions, evaluate
 from nvae_jax.evaluation.trained import open_run
-from nvae_jax.workdir import Workdir
+from nvae_jax.modes import evaluate as module
+from nvae_jax.modes.evaluate import EvaluateOptions, evaluate
+from nvae_jax.workdir.rows import Rows
 
 OPTIONS = EvaluateOptions(draws=3, images=7, batch_size=3)
 
@@ -36,8 +35,8 @@ def cheap_likelihood(config, counts, draws_at_once, seed):
 def run(tmp_path_factory):
     path = make_run(tmp_path_factory.mktemp("run"))
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(report, "make_image_likelihood", cheap_likelihood)
-        return path, evaluate(path, OPTIONS, ONE_DEVICE)
+        monkeypatch.setattr(module, "make_image_likelihood", cheap_likelihood)
+        return path, evaluate(open_run(path, ONE_DEVICE), OPTIONS)
 
 
 def test_report_is_that_of_its_images(run):
@@ -45,7 +44,7 @@ def test_report_is_that_of_its_images(run):
     index = jnp.arange(7)
     test = open_run(path, ONE_DEVICE).dataset.test
     levels = jnp.stack([test[i] for i in range(7)])
-    x = prepare_eval(levels, index, binarize=True, num_bits=8)
+    x = RUN_CONFIG.image.evaluation_pixels(levels, index)
     scores = cheap_likelihood(RUN_CONFIG, (1, 3), 1, OPTIONS.seed)(None, x, index)
     kl = np.asarray(scores["kl_per_channel"], np.float64)
     nelbo = scores["reconstruction"] + kl.sum((1, 2))
@@ -67,7 +66,7 @@ def test_report_is_that_of_its_images(run):
 def test_a_model_is_scored(tmp_path, monkeypatch):
     compile_quickly(monkeypatch)
     options = EvaluateOptions(images=2, batch_size=2)
-    result = evaluate(make_run(tmp_path), options, ONE_DEVICE)
+    result = evaluate(open_run(make_run(tmp_path), ONE_DEVICE), options)
     assert len(result["per_image"]["nelbo"]) == 2
     parts = result["reconstruction"]["nats"] + result["kl"]["nats"]
     np.testing.assert_allclose(result["nelbo"]["nats"], parts)
@@ -79,7 +78,7 @@ def test_files_of_a_report(run):
     path, result = run
     assert json.loads((path / "evaluate" / "test_3.json").read_text()) == result
     assert (path / "pictures" / "evaluate_test_3.png").exists()
-    assert not (path / "evaluate" / "test_3.progress.jsonl").exists()
+    assert not (path / "evaluate" / "test_3.progress.f32").exists()
     log = (path / "log.txt").read_text()
     assert "nelbo" in log
     assert "active channels" in log
@@ -87,42 +86,31 @@ def test_files_of_a_report(run):
 
 def test_an_interrupted_evaluation_goes_on(tmp_path, monkeypatch):
     path = make_run(tmp_path)
-    monkeypatch.setattr(report, "make_image_likelihood", cheap_likelihood)
-    expected = evaluate(path, OPTIONS, ONE_DEVICE)
-    add = report._Progress.add
+    model = open_run(path, ONE_DEVICE)
+    monkeypatch.setattr(module, "make_image_likelihood", cheap_likelihood)
+    expected = evaluate(model, OPTIONS)
+    append = Rows.append
 
-    def fail_at_the_second(self, scores):
-        if self.done:
+    def fail_at_the_second(self, rows):
+        if len(self):
             raise KeyboardInterrupt
-        add(self, scores)
+        append(self, rows)
 
-    monkeypatch.setattr(report._Progress, "add", fail_at_the_second)
+    monkeypatch.setattr(Rows, "append", fail_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(path, OPTIONS, ONE_DEVICE)
-    progress = path / "evaluate" / "test_3.progress.jsonl"
-    with progress.open("a") as file:
-        file.write('\n{"reconstruction": [1, 2')  # a line that its writer did not end
+        evaluate(model, OPTIONS)
+    with (path / "evaluate" / "test_3.progress.f32").open("ab") as file:
+        file.write(b"half a row")  # its writer was killed
 
     added = []
-    monkeypatch.setattr(
-        report._Progress, "add", lambda self, x: (added.append(len(x["bounds"])), add(self, x))
-    )
-    result = evaluate(path, OPTIONS, ONE_DEVICE)
+    monkeypatch.setattr(Rows, "append", lambda self, x: (added.append(len(x)), append(self, x)))
+    result = evaluate(model, OPTIONS)
     assert added == [3, 1]  # after the first three
     assert {**result, "seconds": 0} == {**expected, "seconds": 0}
 
 
-def test_progress_of_something_else_is_not_used(tmp_path):
-    workdir = Workdir(tmp_path)
-    scores = {"reconstruction": np.ones(2), "kl_per_channel": np.ones((2, 3, 4))}
-    report._Progress(workdir, "a.jsonl", {"step": 1}).add(scores)
-    assert report._Progress(workdir, "a.jsonl", {"step": 1}).done == 2
-    assert report._Progress(workdir, "a.jsonl", {"step": 2}).done == 0
-    assert report._Progress(workdir, "a.jsonl", {"step": 1}).done == 0
-
-
 def test_more_images_than_there_are_are_refused(run):
     with pytest.raises(ValueError, match="images is 9999; allowed: at most"):
-        evaluate(run[0], EvaluateOptions(images=9999), ONE_DEVICE)
+        evaluate(open_run(run[0], ONE_DEVICE), EvaluateOptions(images=9999))
     with pytest.raises(ValueError, match="split is 'valid'; allowed: train, test"):
         EvaluateOptions(split="valid")
