@@ -20,8 +20,8 @@ from nvae_jax.model import ModelConfig, variable_shapes
 
 NAMES = [module.name for module in pkgutil.iter_modules(configs.__path__)]
 
-# Parameters of the paper's models (NVAE, appendix A), as counted in the original implementation, and
-# of all others, as counted here.
+# Parameters of the paper's models (NVAE, appendix A), as counted in the original implementation,
+# and of all others, as counted here.
 PAPER = {
     "mnist": 33_363_134,
     "cifar10": 130_852_480,

@@ -13,6 +13,7 @@ from PIL import Image
 from nvae_jax.data.loader import train_batches
 from nvae_jax.data.sources import checked, data_config
 from nvae_jax.data.sources.folder import is_test, list_images
+from nvae_jax.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +100,20 @@ def test_one_corrupt_file_in_a_thousand_is_found_at_the_start(tmp_path, caplog):
     assert len(dataset.train) + len(dataset.test) == 999
     assert "123.png" not in (*dataset.train.records.names, *dataset.test.records.names)
     assert "unreadable: 123.png (" in caplog.text
+
+
+def test_of_many_unreadable_files_some_are_named(tmp_path):
+    root = tmp_path / "images"
+    write_mixed(root, 6)
+    for i in range(7):
+        (root / f"bad{i}.png").write_bytes(b"torn")
+    with pytest.raises(ConfigError) as caught:
+        data_config("image_folder", path=str(root), size=8).open()
+    message = str(caught.value)
+    assert "7 of 14 files are unreadable: bad0.png (" in message
+    assert "bad4.png" in message
+    assert "bad5.png" not in message
+    assert "and 2 more; remove them, or leave them out" in message
 
 
 def test_what_was_read_once_is_not_read_again(tmp_path, monkeypatch):

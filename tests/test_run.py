@@ -75,6 +75,43 @@ def test_a_saved_configuration_of_before_is_read():
     assert read_run(saved) == read_run(ConfigDict(saved)) == run
 
 
+# config.json of configs/digits.py as it was written before fields could follow from the data.
+SAVED = """
+{"data": {"name": "digits"},
+ "loading": {"num_workers": 0, "prefetch": 2},
+ "model": {"adaptive_groups": true, "architecture": "res_mbconv", "bins": "exact", "border": 2,
+  "decoder_cells": 1, "decoder_channels": 8, "dtype": "float32", "encoder_cells": 1,
+  "encoder_channels": 8, "flow": "shift", "image_shape": [32, 32, 1], "likelihood": "bernoulli",
+  "min_groups": 1, "num_bits": 8, "num_blocks": 2, "num_flows": 0, "num_groups": 3,
+  "num_latents": 20, "num_mixtures": 10, "num_scales": 3, "postprocess_cells": 1,
+  "preprocess_cells": 1, "remat": "none", "residual_posterior": true, "squeeze_excite": true,
+  "unroll": null},
+ "training": {"accumulation_steps": 1, "batch_size": 64, "checkpoint_interval": 200,
+  "ema_decay": null, "epochs": 26, "eval_batch_size": null, "eval_interval": 100,
+  "gradient_clip": null, "initial_regularization": null, "keep_checkpoints": 2,
+  "kl_balance": "square", "kl_constant": 0.0001, "kl_warmup": 0.3, "learning_rate": 0.03,
+  "log_interval": 50, "min_learning_rate": 0.0001, "parameter_shards": 1, "picture_interval": 200,
+  "regularization": 0.01, "seed": 0, "warmup_epochs": 5, "weight_decay": 0.0003}}
+"""
+
+
+@pytest.mark.parametrize("without", [(), ("loading",)])
+def test_a_file_that_says_everything_is_the_run_of_today(without):
+    saved = {name: fields for name, fields in json.loads(SAVED).items() if name not in without}
+    assert read_run(saved) == read_run(digits.get_config())
+
+
+@pytest.mark.parametrize("name", ["path", "data_dir", "lmdb"])
+def test_every_place_can_be_another_one(name):
+    config = folder_config() if name == "path" else default.get_config("celeba64")
+    run = read_run(config)
+    moved = run.with_data_at(dict.fromkeys(PLACES) | {name: "elsewhere"})
+    assert getattr(moved.data, name) == "elsewhere"
+    expected = run.to_dict()
+    expected["data"][name] = "elsewhere"
+    assert moved.to_dict() == expected
+
+
 def test_data_that_has_moved(tmp_path):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
     run = read_run(folder_config())
@@ -86,19 +123,18 @@ def test_data_that_has_moved(tmp_path):
         ConfigError, match=r"config.data.lmdb is 'x'; allowed: path, as image_folder"
     ):
         run.with_data_at({"lmdb": "x"})
-    with pytest.raises(ConfigError, match="config.data.path is 'x'; allowed: nothing, as digits"):
+    message = r"^config\.data\.path is 'x'; allowed: nothing, as digits has it$"
+    with pytest.raises(ConfigError, match=message):
         read_run(digits.get_config()).with_data_at({"path": "x"})
 
 
 def test_adjustable_fields_and_places_are_fields():
-    known = {f"{s}.{f}" for s in ("model", "loading", "training") for f in getattr_names(s)}
+    run = read_run(digits.get_config())
+    sections = {name: getattr(run, name) for name in ("model", "loading", "training")}
+    known = {f"{name}.{field}" for name, s in sections.items() for field in names_of(type(s))}
     known |= {f"data.{field}" for dataset in DATASETS.values() for field in names_of(dataset)}
     assert set(ADJUSTABLE) <= known
     assert {f"data.{place}" for place in PLACES} <= set(ADJUSTABLE)
-
-
-def getattr_names(section):
-    return names_of(type(getattr(read_run(digits.get_config()), section)))
 
 
 def test_a_run_is_frozen_and_can_be_compared():
