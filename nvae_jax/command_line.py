@@ -4,6 +4,7 @@ The fields of a mode's dataclass are its flags; their help is the class's docstr
 line `  name: what it is` for each. Modes that share a field's name share the flag.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import inspect
@@ -23,6 +24,14 @@ def refuse(message: object) -> NoReturn:
     """Ends the process with exit code 2 and one line that says why."""
     print(f"refused: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
     sys.exit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose errors are refusals of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuses the command line."""
+        refuse(message)
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from nvae_jax.data.transforms import reduce_bits
 
+from nvae_jax.image_spec import ImageSpec
 from nvae_jax.model import ModelConfig
 from nvae_jax.model.distributions import (
     Bernoulli,
@@ -297,7 +297,8 @@ def test_samples_of_normal_pixels_have_their_mean_and_spread():
 @pytest.mark.parametrize("num_bits", [3, 5, 8])
 def test_bit_reduction_agrees_with_the_official_one(num_bits):
     arrays = goldens.under("standalone", "pre_process")
-    levels = reduce_bits(np.rint(arrays["in"] * 255).astype(np.uint8), num_bits)
+    spec = ImageSpec(height=1, width=1, channels=1, num_bits=num_bits)
+    levels = spec.reduce_bits(np.rint(arrays["in"] * 255).astype(np.uint8))
     goldens.assert_close(levels / (2**num_bits - 1), arrays[f"bits{num_bits}"])
 
 

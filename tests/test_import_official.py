@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import functools
-import inspect
 import json
 import os
 import sys
@@ -11,26 +10,23 @@ import sys
 import goldens
 import jax
 import numpy as np
-import optax
 import pytest
-from flax.traverse_util import flatten_dict
 from official_models import ARGS, exported
 
 from configs import ffhq256
+from nvae_jax.config.run import ADJUSTABLE, read_run
 from nvae_jax.config.training import TrainingConfig
-from nvae_jax.data.sources import DATASETS
-from nvae_jax.fields import from_mapping
+from nvae_jax.data.sources import data_config
+from nvae_jax.errors import ConfigError
 from nvae_jax.interop import official
 from nvae_jax.interop.checkpoint import read_checkpoint
 from nvae_jax.interop.layout import model_entries
 from nvae_jax.interop.official import config_from_args, import_state_dict
-from nvae_jax.model import ModelConfig
 from nvae_jax.tools import import_official
-from nvae_jax.training.loop import ADJUSTABLE
 from nvae_jax.training.optimizer import make_optimizer
-from nvae_jax.training.regularizers import SpectralState
 from nvae_jax.training.state import init_state
 from nvae_jax.workdir import Workdir
+from nvae_jax.workdir.configuration import changes
 
 torch = pytest.importorskip("torch")
 
@@ -136,20 +132,22 @@ def test_a_truncated_file_is_called_damaged(tmp_path, part, zipped):
     content = {"state_dict": {"a": torch.ones(1000)}, "args": argparse.Namespace(x=1)}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     os.truncate(path, int(part * path.stat().st_size))
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is (damaged or no PyTorch file|refused)"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint\.pt is (damaged or not a PyTorch file|refused)"
+    ):
         read_checkpoint(path)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     path = tmp_path / "checkpoint.pt"
-    with pytest.raises(FileNotFoundError, match=r"no file .*checkpoint\.pt"):
+    with pytest.raises(ConfigError, match=r"checkpoint\.pt does not exist; allowed: an official"):
         read_checkpoint(path)
     path.write_text("a letter")
-    with pytest.raises(ValueError, match="no PyTorch file"):
+    with pytest.raises(ValueError, match="not a PyTorch file"):
         read_checkpoint(path)
     for content, lacks in [([1], "state_dict"), ({"state_dict": {}}, "args")]:
         torch.save(content, path)
-        with pytest.raises(ValueError, match=f"no checkpoint of .* run: no {lacks}$"):
+        with pytest.raises(ValueError, match=f"not a checkpoint of .* run: no {lacks}$"):
             read_checkpoint(path)
 
 
@@ -164,11 +162,11 @@ def test_the_command_writes_a_run_to_go_on_with(golden, tmp_path, monkeypatch, c
 
     assert "132,138 parameters at step 70" in capsys.readouterr().out
     model, variables = import_state_dict(state_dict, args)
-    with contextlib.closing(Workdir(target)) as workdir:
-        config = workdir.load_config()
-        assert from_mapping(ModelConfig, config.model, "model") == model
-        assert config.data.to_dict() == {"name": "mnist"}
-        training = from_mapping(TrainingConfig, config.training, "training")
+    imported = read_run(Workdir(target).load_config())
+    training = imported.training
+    with contextlib.closing(Workdir(target).checkpoints) as checkpoints:
+        assert imported.model == model
+        assert imported.data == data_config("mnist")
         assert training == TrainingConfig(
             epochs=200,
             batch_size=96,
@@ -186,21 +184,20 @@ def test_the_command_writes_a_run_to_go_on_with(golden, tmp_path, monkeypatch, c
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
             jax.eval_shape(init, images),
         )
-        state, _ = workdir.restore(abstract)
+        state, _ = checkpoints.restore(abstract)
         # And what evaluation does.
         parts = {"params": abstract.params, "batch_stats": abstract.batch_stats}
-        restored, _ = workdir.restore(parts, partial=True)
+        restored, _ = checkpoints.restore(parts, partial=True)
 
     jax.tree.map(np.testing.assert_array_equal, restored, variables)
     assert state.step == 70
     jax.tree.map(np.testing.assert_array_equal, state.params, variables["params"])
-    parts = {type(part): part for part in state.opt_state}
-    adamax, schedule = parts[optax.ScaleByAdamState], parts[optax.ScaleByScheduleState]
+    adamax, schedule = state.opt_state["adamax"], state.opt_state["learning_rate"]
     assert (adamax.count, schedule.count) == (70, 70)
     for moment, factor in ((adamax.mu, 2), (adamax.nu, 3)):
         expected = jax.tree.map(lambda x, factor=factor: factor * x, variables["params"])
         jax.tree.map(np.testing.assert_array_equal, moment, expected)
-    spectral = parts[SpectralState]
+    spectral = state.opt_state["spectral"]
     assert spectral.updates == 0  # so that the first update iterates longer
     for vectors in jax.tree.leaves((spectral.u, spectral.v)):
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, rtol=1e-5)
@@ -209,10 +206,10 @@ def test_the_command_writes_a_run_to_go_on_with(golden, tmp_path, monkeypatch, c
 def test_without_an_optimizer_training_starts_from_the_weights(tmp_path):
     path = tmp_path / "checkpoint.pt"
     write(path, exported("one group"), ARGS | {"num_groups_per_scale": 1, "num_nf": 1})
-    config, state = import_official.import_checkpoint(path)
+    imported, state = import_official.import_checkpoint(path)
     assert state.step == 0
-    assert from_mapping(TrainingConfig, config.training, "training").warmup_epochs == 5
-    (adamax,) = [part for part in state.opt_state if isinstance(part, optax.ScaleByAdamState)]
+    assert imported.training.warmup_epochs == 5
+    adamax = state.opt_state["adamax"]
     assert adamax.count == 0
     assert not any(x.any() for x in jax.tree.leaves((adamax.mu, adamax.nu)))
 
@@ -243,12 +240,10 @@ def test_the_papers_arguments_become_our_configuration_of_the_paper():
         "num_cell_per_cond_enc": 2,
         "num_cell_per_cond_dec": 2,
     }
-    imported = import_official.config_from_args(args).to_dict()
-    ours = ffhq256.get_config().to_dict()
+    imported = import_official.run_from_args(args).to_dict()
+    ours = read_run(ffhq256.get_config()).to_dict()
     del imported["model"]["dtype"], ours["model"]["dtype"]
-    imported, ours = map(flatten_dict, (imported, ours))
-    changed = {".".join(name) for name in imported | ours if imported.get(name) != ours.get(name)}
-    assert changed <= set(ADJUSTABLE)  # which the run may be continued with
+    assert changes(imported, ours, ADJUSTABLE) == []  # so the run may be continued with ours
 
 
 def truncate(path, args, state_dict):
@@ -285,7 +280,7 @@ def test_the_command_says_what_is_wrong_and_writes_nothing(
     damage(write(path, state_dict, args), args, state_dict)
     with pytest.raises(SystemExit) as caught:
         run(monkeypatch, path, target)
-    assert caught.value.code == 1
+    assert caught.value.code == 2
     assert message in capsys.readouterr().err
     assert not target.exists()
 
@@ -298,12 +293,10 @@ def test_a_run_is_never_overwritten(golden, tmp_path, monkeypatch, capsys):
     before = json.loads((target / "config.json").read_text())
     with pytest.raises(SystemExit):
         run(monkeypatch, path, target)
-    assert "holds checkpoints already" in capsys.readouterr().err
+    assert "allowed: a new folder, which holds no run" in capsys.readouterr().err
     assert json.loads((target / "config.json").read_text()) == before
 
 
 def test_every_official_dataset_is_one_of_ours():
-    for name in official._DATASETS:
-        options = dict(import_official._DATASETS.get(name, {"name": name}))
-        parameters = inspect.signature(DATASETS[options.pop("name")]).parameters
-        assert set(options) <= set(parameters), name
+    for name, options in official._DATASETS.items():
+        assert official.data_from_args({"dataset": name}) == data_config(**options)

@@ -92,7 +92,7 @@ def test_datasets_have_the_official_sizes():
     for dataset, side in sizes.items():
         config = config_from_args(ARGS | {"dataset": dataset})
         assert config.image_shape[:2] == (side, side), dataset
-        assert config.image_dimensions == outputs[dataset], dataset
+        assert config.image.num_dimensions == outputs[dataset], dataset
 
 
 def test_old_arguments_have_defaults():

@@ -129,7 +129,7 @@ def test_run_that_is_asked_to_stop_and_then_killed_ends_as_if_it_had_not_been(ru
     (output,) = finish(process)
     (saved,) = re.findall(INTERRUPTED, output)
     assert 2 <= int(saved) < 6
-    assert Workdir(runs.path("broken")).latest_step() == int(saved)
+    assert Workdir(runs.path("broken")).checkpoints.latest_step() == int(saved)
 
     process = runs.start("broken")
     runs.wait_for_step("broken", 6, process)

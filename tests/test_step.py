@@ -255,8 +255,7 @@ def test_parts_of_a_batch_draw_their_own_noise():
 
 
 def adamax(state):
-    found = state.opt_state["adamax"]
-    return found
+    return state.opt_state["adamax"]
 
 
 def distance(tree, other):

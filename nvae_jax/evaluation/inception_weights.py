@@ -113,11 +113,10 @@ def load_weights(source: str, sha256: str | None = None) -> tuple[dict, str]:
     """
     path = Path(source)
     readers = {".pb": _read_graph, ".tgz": _read_archive, ".pth": _read_state_dict}
-    known = Path(source.rsplit("/", 1)[-1]).suffix in readers
-    require("weights", source, known, f"files of {', '.join(readers)}")
     if re.match(r"https?://", source):
         require("weights_sha256", sha256, sha256 is not None, "the file's SHA-256, with an address")
         path = _download(source, str(sha256).lower())
+    require("weights", source, path.suffix in readers, f"files of {', '.join(readers)}")
     allowed = f"a whole file of the kind that its suffix {path.suffix} says"
     # Readers of damaged files raise all kinds of exceptions, pickle and protobuf among them.
     with reading("weights", source, allowed, Exception):

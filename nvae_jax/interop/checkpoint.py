@@ -67,7 +67,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> OfficialCheckpoint:
         ) from error
     except Exception as error:  # of many kinds, depending on where the damage is
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{path} is damaged or no PyTorch file: {reason}") from error
+        raise ConfigError(f"{path} is damaged or not a PyTorch file: {reason}") from error
 
     def convert(value: Any) -> Any:
         if isinstance(value, torch.Tensor):

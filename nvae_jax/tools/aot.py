@@ -23,13 +23,15 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from nvae_jax.config import from_mapping
+from nvae_jax.command_line import door
+from nvae_jax.config.run import read_run
+from nvae_jax.config.training import TrainingConfig
+from nvae_jax.errors import ConfigError, writing
 from nvae_jax.model.architecture import ModelConfig, Remat
 from nvae_jax.parallel import make_mesh
 from nvae_jax.tools.flops import count_flops
 from nvae_jax.tools.hlo import Traffic, peak_memory, traffic
 from nvae_jax.training.program import make_program
-from nvae_jax.training.settings import TrainingConfig
 
 GIB = 2**30
 # Memory of a device as JAX counts devices, from the makers' documentation.
@@ -76,16 +78,12 @@ class Report:
 
 def compile_step(config: ModelConfig, training: TrainingConfig, mesh: Mesh) -> Report:
     """Compiles the update that `training.loop` runs, for the devices of `mesh`."""
-    if config.unroll is None:
-        # Its default asks for the platform at hand, not for the mesh's.
-        config = dataclasses.replace(config, unroll=mesh.devices.flat[0].platform == "cpu")
     start = time.monotonic()
     program = make_program(
         config,
         training,
         steps_per_epoch=1000,  # a number in the schedule, nothing else
         mesh=mesh,
-        binarize=config.likelihood == "bernoulli",
         flip=True,
     )
     traced = program.update.trace(program.state, program.batch)
@@ -136,7 +134,7 @@ def make_devices(topology: str | None) -> tuple[list[Any], float | None]:
             return devices, memory / len(devices)
         return devices, (devices[0].memory_stats() or {}).get("bytes_limit")
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(f"topology is {topology!r}, which takes libtpu: pip install libtpu")
+        raise ConfigError(f"topology is {topology!r}, which requires libtpu: pip install libtpu")
     from jax.experimental import topologies
 
     # There is no TPU to ask for anything, and none that two processes could disagree about.
@@ -147,7 +145,7 @@ def make_devices(topology: str | None) -> tuple[list[Any], float | None]:
     try:
         slice_ = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except Exception as error:
-        raise ValueError(
+        raise ConfigError(
             f"topology is {topology!r}; allowed: a TPU slice such as v5e:2x4 or v4:2x2x4 ({error})"
         ) from error
     gib = TPU_MEMORY.get(topology.partition(":")[0])
@@ -191,9 +189,9 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.ERROR)
     options = flags.FLAGS
-    try:
-        config = from_mapping(ModelConfig, options.config.model, "model")
-        training = from_mapping(TrainingConfig, options.config.training, "training")
+    with door():
+        run = read_run(options.config)
+        config, training = run.model, run.training
         devices, limit = make_devices(options.topology)
         mesh = make_mesh(devices, training.parameter_shards)
         where = options.topology or devices[0].device_kind
@@ -203,11 +201,9 @@ def main(argv: list[str]) -> None:
         )
         tried = candidates(config, training, mesh) if options.fit else [(config, training)]
         reports, fits = search(tried, mesh, limit)
-    except ValueError as error:
-        raise SystemExit(f"aot: {error}") from error
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump([dataclasses.asdict(report) for report in reports], file, indent=2)
+        if options.json:
+            with writing(options.json), open(options.json, "w") as file:
+                json.dump([dataclasses.asdict(report) for report in reports], file, indent=2)
     if not fits:
         way = "" if options.fit else "--fit, "
         raise SystemExit(f"aot: it takes {way}more devices, or training.parameter_shards")

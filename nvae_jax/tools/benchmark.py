@@ -30,9 +30,12 @@ import flax
 import jax
 import optax
 
-from nvae_jax.config import from_mapping
-from nvae_jax.model.architecture import ModelConfig
-from nvae_jax.parallel import keep_compiled_programs, make_mesh, usable_cores
+from nvae_jax.command_line import Parser, door
+from nvae_jax.compilation import keep_compiled_programs, usable_cores
+from nvae_jax.config.run import read_run
+from nvae_jax.config.training import TrainingConfig
+from nvae_jax.errors import ConfigError, reading, writing
+from nvae_jax.parallel import make_mesh
 from nvae_jax.tools import step_split, workloads
 from nvae_jax.tools.benchmark_report import (
     Benchmark,
@@ -47,7 +50,6 @@ from nvae_jax.tools.benchmark_report import (
 from nvae_jax.tools.operations import measure_operations
 from nvae_jax.tools.roofline import measure_machine
 from nvae_jax.tools.timing import Row
-from nvae_jax.training.settings import TrainingConfig
 
 # In the order in which they are measured: the peak of the memory in use is the update's.
 WHAT = ("train", "sample", "evaluate", "compile", "load", "operations")
@@ -58,27 +60,29 @@ OVERRIDE = "--config."
 def read_settings(path: str) -> dict[str, Any]:
     """The configuration in a .py or .json file, as plain values.
 
-    Raises: ValueError if there is no such file, or it holds no configuration.
+    Raises: ConfigError if there is no such file, or it holds no configuration.
     """
     if not os.path.isfile(path):
-        raise ValueError(f"--config is {path!r}; there is no such file")
+        raise ConfigError(f"--config is {path!r}; there is no such file")
     if path.endswith(".py"):
         spec: Any = importlib.util.spec_from_file_location("benchmarked_config", path)
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        settings = module.get_config().to_dict()
+        # A configuration file is a program of the user's, which raises all kinds of exceptions.
+        with reading("--config", path, "a configuration that loads", Exception):
+            spec.loader.exec_module(module)
+            settings = module.get_config().to_dict()
     else:
         with open(path) as file:
             try:
                 settings = json.load(file)
             except ValueError as error:
-                raise ValueError(f"--config is {path!r}, which is not JSON ({error})") from error
+                raise ConfigError(f"--config is {path!r}, which is not JSON ({error})") from error
     for name in settings:
         if name not in SECTIONS:
-            raise ValueError(f"{name} is unknown; allowed: {', '.join(SECTIONS)}")
+            raise ConfigError(f"{name} is unknown; allowed: {', '.join(SECTIONS)}")
     for name in ("model", "training"):
         if name not in settings:
-            raise ValueError(f"{path} has no section {name}")
+            raise ConfigError(f"{path} has no section {name}")
     return settings
 
 
@@ -87,13 +91,13 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
 
     A value is JSON or a Python literal, or else a string.
 
-    Raises: ValueError if an argument is not of that form.
+    Raises: ConfigError if an argument is not of that form.
     """
     overrides = {}
     for argument in arguments:
         name, equals, text = argument.removeprefix(OVERRIDE).partition("=")
         if not (argument.startswith(OVERRIDE) and equals and name.count(".") == 1):
-            raise ValueError(f"{argument!r} is unknown; allowed: {OVERRIDE}section.field=value")
+            raise ConfigError(f"{argument!r} is unknown; allowed: {OVERRIDE}section.field=value")
         overrides[name] = _value(text)
     return overrides
 
@@ -110,13 +114,13 @@ def _value(text: str) -> Any:
 def with_overrides(settings: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """The settings with other values of some fields.
 
-    Raises: ValueError if there is no such section; unknown fields are found by what reads them.
+    Raises: ConfigError if there is no such section; unknown fields are found by what reads them.
     """
     changed = {section: dict(fields) for section, fields in settings.items()}
     for name, value in overrides.items():
         section, field = name.split(".")
         if section not in SECTIONS:
-            raise ValueError(f"{section} is unknown; allowed: {', '.join(SECTIONS)}")
+            raise ConfigError(f"{section} is unknown; allowed: {', '.join(SECTIONS)}")
         changed.setdefault(section, {})[field] = value
     return changed
 
@@ -126,21 +130,6 @@ class Data(NamedTuple):
 
     dataset: Any
     loading: Any
-
-
-def open_data(settings: dict[str, Any]) -> Data:
-    """The real data, which takes the packages that a run takes.
-
-    Raises: ValueError naming the field that is wrong, or at odds with the data.
-    """
-    from ml_collections import ConfigDict
-
-    from nvae_jax.training.loop import read_config, read_loading
-
-    if "data" not in settings:
-        raise ValueError("the configuration has no section data")
-    config = ConfigDict(settings)
-    return Data(read_config(config)[1], read_loading(config))
 
 
 def real_batch(data: Data, training: TrainingConfig) -> Any:
@@ -171,22 +160,24 @@ def environment(devices: Sequence[Any]) -> dict[str, Any]:
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> Benchmark:
     """Measures what the options say.
 
-    Raises: ValueError, before anything is compiled, if they are impossible.
+    Raises: ConfigError, before anything is compiled, if they are impossible.
     """
     wanted = options.what.split(",")
     for what in wanted:
         if what not in WHAT:
-            raise ValueError(f"--what has {what!r}; allowed: {', '.join(WHAT)}")
+            raise ConfigError(f"--what has {what!r}; allowed: {', '.join(WHAT)}")
     devices = jax.devices()[: options.devices]
     if options.devices and options.devices > len(devices):
-        raise ValueError(f"--devices is {options.devices}; allowed: 1 to {len(devices)}")
+        raise ConfigError(f"--devices is {options.devices}; allowed: 1 to {len(devices)}")
     if options.device_batch:
         overrides = overrides | {"training.batch_size": options.device_batch * len(devices)}
     settings = with_overrides(read_settings(options.config), overrides)
-    model = from_mapping(ModelConfig, settings["model"], "model")
-    training = from_mapping(TrainingConfig, settings["training"], "training")
+    described = read_run(settings)
+    model, training = described.model, described.training
     mesh = make_mesh(devices, training.parameter_shards)
-    data = open_data(settings) if options.real or "load" in wanted else None
+    data = (
+        Data(described.open_data(), described.loading) if options.real or "load" in wanted else None
+    )
     batch = real_batch(data, training) if data and options.real else None
     work = workloads.Workload(model, training, mesh, options.repeats, batch)
     images, repeats = training.batch_size, options.repeats
@@ -213,17 +204,17 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> Benchmark:
 def compare(paths: Sequence[str], picture: str | None) -> str:
     """The comparison of results in files, and its picture.
 
-    Raises: ValueError if a file is not there, is no result, or the picture would show nothing.
+    Raises: ConfigError if a file is not there, is no result, or the picture would show nothing.
     """
     benchmarks = []
     for path in paths:
         if not os.path.isfile(path):
-            raise ValueError(f"--compare has {path!r}; there is no such file")
+            raise ConfigError(f"--compare has {path!r}; there is no such file")
         with open(path) as file:
             try:
                 benchmarks.append(from_json(file.read()))
             except ValueError as error:
-                raise ValueError(f"--compare has {path!r}: {error}") from error
+                raise ConfigError(f"--compare has {path!r}: {error}") from error
     if picture:
         scaling(benchmarks)
         draw_scaling(benchmarks, picture)
@@ -239,9 +230,7 @@ def _positive(text: str) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The options, but those that start with `--config.`."""
-    parser = argparse.ArgumentParser(
-        prog="benchmark", description=__doc__.splitlines()[0], allow_abbrev=False
-    )
+    parser = Parser(prog="benchmark", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--config", help="a configuration, .py or .json")
     parser.add_argument("--what", default="train,sample", help=f"some of: {', '.join(WHAT)}")
     parser.add_argument("--repeats", type=_positive, default=5, help="measurements of each")
@@ -260,38 +249,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Does what the command line says."""
     parser = make_parser()
     options, rest = parser.parse_known_args(argv)
-    try:
+    with door():
         overrides = parse_overrides(rest)
         if (options.config is None) == (options.compare is None):
-            raise ValueError("one of --config and --compare is needed")
+            raise ConfigError("one of --config and --compare is needed")
         for path in (options.json, options.picture, options.write_config):
             if path and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-                raise ValueError(f"{path!r} is in a folder that is not there")
+                raise ConfigError(f"{path!r} is in a folder that is not there")
         if options.picture and importlib.util.find_spec("matplotlib") is None:
-            raise ValueError("--picture needs matplotlib")
+            raise ConfigError("--picture needs matplotlib")
         if options.compare:
             print(compare(options.compare, options.picture))
             return
         if options.write_config:
             settings = with_overrides(read_settings(options.config), overrides)
+            settings = read_run(settings).to_dict()
             _write(options.write_config, json.dumps(settings, indent=2) + "\n")
             return
         keep_compiled_programs()
         benchmark = run(options, overrides)
-    except ValueError as error:
-        parser.error(str(error))
-    print(table(benchmark))
-    if options.json:
-        _write(options.json, to_json(benchmark))
-    if options.picture:
-        draw_benchmark(benchmark, options.picture)
+        print(table(benchmark))
+        if options.json:
+            _write(options.json, to_json(benchmark))
+        if options.picture:
+            draw_benchmark(benchmark, options.picture)
 
 
 def _write(path: str, text: str) -> None:
     """Writes a file that is there whole or not at all."""
-    with open(path + ".part", "w") as file:
-        file.write(text)
-    os.replace(path + ".part", path)
+    with writing(path):
+        with open(path + ".part", "w") as file:
+            file.write(text)
+        os.replace(path + ".part", path)
 
 
 if __name__ == "__main__":

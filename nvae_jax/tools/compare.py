@@ -8,11 +8,12 @@ their mean, and the shade behind it reaches from the lowest to the highest.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from nvae_jax.command_line import Parser, door
+from nvae_jax.errors import ConfigError, writing
 from nvae_jax.workdir import Workdir
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -33,14 +34,14 @@ def read_curves(runs: Mapping[str, Sequence[str]]) -> Curves:
     for label, paths in runs.items():
         values = []
         for path in paths:
-            records = Workdir(path).read_metrics()
+            records = Workdir(path).records.read_metrics()
             value = {r["step"]: r["validation/nelbo"] for r in records if "validation/nelbo" in r}
             if not value:
-                raise ValueError(f"{path} has no validation in metrics.jsonl")
+                raise ConfigError(f"{path} has no validation in metrics.jsonl")
             values.append(value)
         steps = sorted(set.intersection(*(set(value) for value in values)))
         if not steps:
-            raise ValueError(f"the runs of {label} have no validated step in common")
+            raise ConfigError(f"the runs of {label} have no validated step in common")
         curves[label] = np.asarray(steps), np.array([[v[s] for s in steps] for v in values])
     return curves
 
@@ -61,7 +62,7 @@ def draw_comparison(curves: Curves, title: str, path: str) -> None:
 
 def main() -> None:
     """Compares what the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="LABEL=DIR,DIR", help="a group of runs")
     parser.add_argument("--output", required=True, help="the picture's file")
     parser.add_argument("--title", default="")
@@ -69,11 +70,10 @@ def main() -> None:
     groups = dict(group.split("=", 1) for group in args.runs if "=" in group)
     if len(groups) < len(args.runs):
         parser.error(f"runs are {args.runs}; allowed: label=directory,directory, each label once")
-    try:
+    with door():
         curves = read_curves({label: paths.split(",") for label, paths in groups.items()})
-    except ValueError as error:
-        parser.error(str(error))
-    draw_comparison(curves, args.title, args.output)
+        with writing(args.output):
+            draw_comparison(curves, args.title, args.output)
     for label, (steps, values) in curves.items():
         last = values[:, -1]
         print(

@@ -21,12 +21,15 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from nvae_jax.config import from_mapping
+from nvae_jax.command_line import door
+from nvae_jax.config.run import read_run
+from nvae_jax.config.training import TrainingConfig
+from nvae_jax.errors import ConfigError, writing
+from nvae_jax.fields import from_mapping
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.parallel import check_batch_size, make_mesh
 from nvae_jax.tools.aot import GIB, Report, make_devices, search
 from nvae_jax.tools.hlo import Traffic
-from nvae_jax.training.settings import TrainingConfig
 
 DEVICES = "chips"  # the axis of cases that differ in their slice
 
@@ -86,7 +89,7 @@ class Case:
 def _chip(topology: str) -> Chip:
     generation = topology.partition(":")[0]
     if generation not in CHIPS:
-        raise ValueError(f"topology is {topology!r}; allowed: slices of {', '.join(CHIPS)}")
+        raise ConfigError(f"topology is {topology!r}; allowed: slices of {', '.join(CHIPS)}")
     return CHIPS[generation]
 
 
@@ -97,7 +100,7 @@ def parse_values(text: str) -> tuple[str, list[Any]]:
     """
     name, equals, values = text.partition("=")
     if not (equals and values):
-        raise ValueError(f"vary is {text!r}; allowed: section.field=value,value")
+        raise ConfigError(f"vary is {text!r}; allowed: section.field=value,value")
     try:
         return name, list(ast.literal_eval(f"({values},)"))
     except (SyntaxError, ValueError):
@@ -119,18 +122,20 @@ def settings(
     """
     field, first = varied[0] if varied else (DEVICES, [None])
     cases = []
+    described = read_run(config).to_dict()
     for name, values in varied:
         if len(values) != len(first):
-            raise ValueError(
+            raise ConfigError(
                 f"vary has {len(values)} value(s) of {name}; allowed: {len(first)}, as of {field}"
             )
     for index, value in enumerate(first):
-        sections = {name: dict(config[name].items()) for name in ("model", "training")}
+        sections = {name: dict(described[name]) for name in ("model", "training")}
         for name, values in varied:
             section, _, key = name.partition(".")
             if section not in sections:
-                raise ValueError(f"vary names {name}; allowed: fields of {', '.join(sections)}")
+                raise ConfigError(f"vary names {name}; allowed: fields of {', '.join(sections)}")
             sections[section][key] = values[index]
+        # Not by `read_run`: no image is looked at, and shapes may be other ones than the data's.
         model = from_mapping(ModelConfig, sections["model"], "model")
         training = from_mapping(TrainingConfig, sections["training"], "training")
         cases.append((field, value, model, training))
@@ -145,7 +150,7 @@ def compile_cases(
     Prints each as it is done, or that it does not fit the memory; then it is left out.
     """
     if not topologies or (varied and len(topologies) > 1):
-        raise ValueError(
+        raise ConfigError(
             f"topology is {','.join(topologies)!r}; allowed: a slice, or several without vary"
         )
     planned = []
@@ -155,7 +160,7 @@ def compile_cases(
         for field, value, model, training in settings(config, varied):
             mesh = make_mesh(devices, training.parameter_shards)
             if training.parameter_shards > 1:
-                raise ValueError(
+                raise ConfigError(
                     f"training.parameter_shards is {training.parameter_shards}; allowed: 1, since "
                     "what links take is counted for exchanges of all chips"
                 )
@@ -185,7 +190,7 @@ def read_cases(paths: Sequence[str]) -> list[Case]:
                     report["traffic"] = Traffic(**report["traffic"])
                     cases.append(Case(**fields, report=Report(**report)))
         except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not what --json writes ({error})") from error
+            raise ConfigError(f"{path} is not what --json writes ({error})") from error
     return cases
 
 
@@ -260,24 +265,25 @@ def main(argv: list[str]) -> None:
     """Compiles what the flags say, or reads the files, and shows it."""
     logging.set_verbosity(logging.ERROR)
     options = flags.FLAGS
-    try:
+    with door():
         if (options.config is None) == (not argv[1:]):
-            raise ValueError("it takes either --config and --topology, or files of earlier figures")
+            raise ConfigError(
+                "either --config and --topology, or files of earlier figures, are needed"
+            )
         if options.config is None:
             cases = read_cases(argv[1:])
         else:
             varied = [parse_values(text) for text in options.vary]
             cases = compile_cases(options.config, options.topology, varied)
         if not cases:
-            raise ValueError("there is nothing to show")
-    except ValueError as error:
-        raise SystemExit(f"costs: {error}") from error
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump([dataclasses.asdict(case) for case in cases], file, indent=2)
-    print(tables(cases, options.images))
-    if options.picture:
-        draw_costs(cases, options.picture)
+            raise ConfigError("there is nothing to show")
+        if options.json:
+            with writing(options.json), open(options.json, "w") as file:
+                json.dump([dataclasses.asdict(case) for case in cases], file, indent=2)
+        print(tables(cases, options.images))
+        if options.picture:
+            with writing(options.picture):
+                draw_costs(cases, options.picture)
 
 
 def define_flags() -> None:

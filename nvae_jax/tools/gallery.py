@@ -9,7 +9,6 @@ which the section begins with.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import shutil
 from collections.abc import Callable
@@ -19,14 +18,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nvae_jax.evaluation.coding import ReconstructOptions, reconstruct
-from nvae_jax.evaluation.editing import EditOptions, edit
+from nvae_jax.command_line import Parser, door
+from nvae_jax.errors import writing
 from nvae_jax.evaluation.inputs import fixed_split
-from nvae_jax.evaluation.interpolation import InterpolateOptions, interpolate
-from nvae_jax.evaluation.neighbors import NeighborsOptions, neighbors
-from nvae_jax.evaluation.report import EvaluateOptions, evaluate
-from nvae_jax.evaluation.sampling import SampleOptions, sample
 from nvae_jax.evaluation.trained import TrainedModel, open_run
+from nvae_jax.modes.edit import EditOptions, edit
+from nvae_jax.modes.evaluate import EvaluateOptions, evaluate
+from nvae_jax.modes.interpolate import InterpolateOptions, interpolate
+from nvae_jax.modes.neighbors import NeighborsOptions, neighbors
+from nvae_jax.modes.reconstruct import ReconstructOptions, reconstruct
+from nvae_jax.modes.sample import SampleOptions, sample
 
 ATTRIBUTION = (
     "The photographs are crops of `china.jpg` by danielbuechele "
@@ -64,8 +65,7 @@ class Exhibit:
 
 def exhibits(model: TrainedModel, draws: int) -> list[Exhibit]:
     """What is shown of a model; `draws` of the importance-weighted bound."""
-    height, width, _ = model.config.image_shape
-    height, width = height - 2 * model.config.border, width - 2 * model.config.border
+    height, width, _ = model.config.image.inner_shape
     bright, dark = brightest_and_darkest(model)
     finest = model.config.num_scales - 1
     # From all over the split, whose first images may be neighbours.
@@ -202,12 +202,13 @@ def section(path: Path, output: Path, draws: int) -> list[str]:
     if model.dataset.name == "photos":
         lines += [ATTRIBUTION, ""]
     folder = output / "gallery" / path.name
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     words = folder / "words.md"
     if words.exists():
         lines += [words.read_text().strip(), ""]
     for exhibit in exhibits(model, draws):
-        result = exhibit.run(path, exhibit.options)
+        result = exhibit.run(model, exhibit.options)
         command = exhibit.command(str(path))
         lines += [f"### {exhibit.title}", "", f"`{command}`", "", exhibit.text, ""]
         if exhibit.mode == "evaluate":
@@ -237,7 +238,7 @@ def likelihood_table(report: dict[str, Any]) -> list[str]:
     rows = [(name, report[name]) for name in ("nelbo", "reconstruction", "kl")]
     rows += [(f"-log p(x), {bound['draws']:,} draws", bound) for bound in report["bounds"]]
     return [
-        "| | nats an image | standard error | bits/dim |",
+        "| | nats per image | standard error | bits/dim |",
         "|---|---|---|---|",
         *(
             f"| {name} | {x['nats']:.2f} | {x['standard_error']:.2f} | {x['bits_per_dim']:.4f} |"
@@ -259,7 +260,7 @@ def neighbors_sentence(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Makes the page that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("workdirs", nargs="+", type=Path, help="work directories of trained models")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder of the page")
     parser.add_argument("--draws", type=int, default=1000, help="of the importance-weighted bound")
@@ -270,9 +271,11 @@ def main() -> None:
         "Made by `python -m nvae_jax.tools.gallery`; [modes.md](modes.md) says what else there is.",
         "",
     ]
-    for path in args.workdirs:
-        lines += section(path, args.output, args.draws)
-    (args.output / "gallery.md").write_text("\n".join(lines).rstrip() + "\n")
+    with door():
+        for path in args.workdirs:
+            lines += section(path, args.output, args.draws)
+        with writing(args.output):
+            (args.output / "gallery.md").write_text("\n".join(lines).rstrip() + "\n")
 
 
 if __name__ == "__main__":

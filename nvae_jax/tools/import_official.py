@@ -8,7 +8,6 @@ training can start; see `nvae_jax.interop`. It requires PyTorch: `pip install 'n
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nvae_jax.command_line import door
+from nvae_jax.command_line import Parser, door
 from nvae_jax.config.run import RunConfig
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.data.loading import LoadingConfig
@@ -135,7 +134,7 @@ def _optimizer_state(
 
 def main() -> None:
     """Imports what the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", help="an official checkpoint.pt")
     parser.add_argument("--workdir", required=True, help="a new folder for the run")
     args = parser.parse_args()

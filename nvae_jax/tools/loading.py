@@ -6,7 +6,6 @@ files, made of scikit-learn's photographs. Where torch is installed, its DataLoa
 source in turn with ours: one image at a time, as it reads any dataset that has no `__getitems__`.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -23,11 +22,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from nvae_jax.command_line import Parser
 from nvae_jax.data.images import ImageReader, crop_and_resize
-from nvae_jax.data.loader import LoadingConfig, train_batches
+from nvae_jax.data.loader import train_batches
+from nvae_jax.data.loading import LoadingConfig
 from nvae_jax.data.sources import Dataset, Source
 from nvae_jax.data.sources.base import Decoded
 from nvae_jax.data.sources.lmdb import LmdbRecords
+from nvae_jax.image_spec import ImageSpec
 
 FACE = functools.partial(crop_and_resize, box=(15, 40, 163, 188), height=64, width=64)
 
@@ -120,7 +122,7 @@ def make_source(path: str, kind: Kind, number: int = 1024) -> Source:
 @contextlib.contextmanager
 def _ours(source: Source, kind: Kind, num_workers: int) -> Iterator[Iterator[Any]]:
     """Shuffled batches by our loader."""
-    dataset = Dataset("photos", source[0].shape, train=source, test=source)
+    dataset = Dataset("photos", ImageSpec(*source[0].shape), train=source, test=source)
     loading = LoadingConfig(num_workers=num_workers)
     batches = train_batches(dataset, kind.batch_size, seed=0, loading=loading)
     yield batches
@@ -183,7 +185,7 @@ def table(records: list[Record]) -> str:
 
 def main() -> None:
     """Measures and prints, as a table or as JSON."""
-    parser = argparse.ArgumentParser(description=measure_loading.__doc__)
+    parser = Parser(description=measure_loading.__doc__)
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0)

@@ -19,9 +19,10 @@ from jax import lax
 
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.cells import SqueezeExcite
-from nvae_jax.model.convolution import pointwise_conv
-from nvae_jax.model.depthwise import FORMULATIONS
-from nvae_jax.model.normalization import EPSILON, BatchNorm
+from nvae_jax.model.kernels.batch_norm import EPSILON
+from nvae_jax.model.kernels.depthwise import FORMULATIONS
+from nvae_jax.model.kernels.pointwise import pointwise_conv
+from nvae_jax.model.normalization import BatchNorm
 from nvae_jax.tools.flops import count_flops
 from nvae_jax.tools.timing import Row, measure
 

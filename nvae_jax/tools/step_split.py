@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from nvae_jax.data.transforms import prepare_train
+from nvae_jax.compilation import jit_on
 from nvae_jax.model.tower import loop_unroll
-from nvae_jax.parallel import jit_on
 from nvae_jax.tools.timing import WARM_UP, Row, measure
 from nvae_jax.tools.workloads import STEPS_PER_EPOCH, Compiled, Workload, compile_for
 from nvae_jax.training.optimizer import make_links
-from nvae_jax.training.step import make_loss, mean_over_parts
+from nvae_jax.training.program import batch_pixels
+from nvae_jax.training.step import apply_updates, make_loss, mean_over_parts
 
 BETA, REGULARIZATION = 0.5, 1e-2  # weights of the middle of training; they cost the same at any
 
@@ -69,8 +69,9 @@ def _parts(work: Workload) -> tuple[dict[str, Callable[[], Any]], dict[str, dict
     """What `split` asks for but the step, and what is counted of each part, by name."""
     training, devices = work.training, work.mesh.size
     key = jax.random.key(training.seed)
-    spectral, *links = make_links(training, STEPS_PER_EPOCH, work.mesh)
-    others = optax.chain(*links)
+    links = make_links(training, STEPS_PER_EPOCH, work.mesh)
+    spectral = links.pop("spectral")
+    others = optax.named_chain(*links.items())
     loss = make_loss(work.model, training)
     compiled: dict[str, Compiled] = {}
     calls: dict[str, Callable[[], Any]] = {}
@@ -82,16 +83,8 @@ def _parts(work: Workload) -> tuple[dict[str, Callable[[], Any]], dict[str, dict
         calls[name] = lambda: part.call(*get())
         return calls[name]()
 
-    def prepare(batch: dict[str, Array], key: Array) -> Array:
-        return prepare_train(
-            batch["image"],
-            batch["index"],
-            batch["epoch"],
-            seed_key=key,
-            binarize=work.binarize,
-            flip=work.flip,
-            num_bits=work.model.num_bits,
-        )
+    def prepare(batch: dict[str, Array], seed: Array) -> Array:
+        return batch_pixels(work.model.image, batch, seed, work.flip)
 
     def over_parts(function: Callable[..., Any]) -> Callable[..., Any]:
         def run(params: Any, batch_stats: Any, x: Array, key: Array) -> Any:
@@ -112,12 +105,9 @@ def _parts(work: Workload) -> tuple[dict[str, Callable[[], Any]], dict[str, dict
         updates, opt_state = others.update(
             gradient, opt_state, params, regularization=REGULARIZATION
         )
-        params = optax.apply_updates(params, updates)
-        if training.ema_decay is not None:
-            ema_params = optax.incremental_update(params, ema_params, 1 - training.ema_decay)
-        return params, opt_state, ema_params
+        return *apply_updates(training, updates, params, ema_params), opt_state
 
-    x = add("input", prepare, lambda: (work.batch, key))
+    x = add("input", prepare, lambda: (work.batch, work.state.seed))
 
     def images() -> tuple[Any, ...]:
         return work.state.params, work.state.batch_stats, x, key
@@ -125,11 +115,16 @@ def _parts(work: Workload) -> tuple[dict[str, Callable[[], Any]], dict[str, dict
     add("forward", over_parts(loss), images)
     gradient, _ = add("gradient", over_parts(jax.grad(loss, has_aux=True)), images)
 
-    def of_optimiser(links: Any) -> tuple[Any, ...]:
-        return gradient, work.state.opt_state[links], work.state.params
+    def of_spectral() -> tuple[Any, ...]:
+        return gradient, work.state.opt_state["spectral"], work.state.params
 
-    add("spectral", regularize, lambda: of_optimiser(0))
-    add("optimiser", optimise, lambda: (*of_optimiser(slice(1, None)), work.state.ema_params))
+    def of_others() -> tuple[Any, ...]:
+        states = work.state.opt_state
+        others = type(states)((name, states[name]) for name in links)
+        return gradient, others, work.state.params, work.state.ema_params
+
+    add("spectral", regularize, of_spectral)
+    add("optimiser", optimise, of_others)
     counts = {name: part.counts for name, part in compiled.items()}
     counts["backward"] = {"flops": compiled["gradient"].flops - compiled["forward"].flops}
     return calls, counts

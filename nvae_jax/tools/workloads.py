@@ -16,16 +16,17 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
-from nvae_jax.evaluation.likelihood import make_image_likelihood, make_validation_sums
+from nvae_jax.compilation import jit_on
+from nvae_jax.config.training import TrainingConfig
+from nvae_jax.evaluation.likelihood import make_image_likelihood, make_validation_terms
 from nvae_jax.evaluation.sampling import make_draw, make_sampler
 from nvae_jax.model.architecture import ModelConfig
-from nvae_jax.model.inference import fold
-from nvae_jax.parallel import batch_sharding, jit_on, replicated, shard_batch
+from nvae_jax.model.folding import fold
+from nvae_jax.parallel import batch_sharding, replicated, shard_batch
 from nvae_jax.tools.flops import count_flops
 from nvae_jax.tools.hlo import peak_memory, traffic
 from nvae_jax.tools.timing import Row, measure
 from nvae_jax.training.program import make_program
-from nvae_jax.training.settings import TrainingConfig
 from nvae_jax.training.state import TrainState
 
 STEPS_PER_EPOCH = 1000  # a number in the schedule, nothing else
@@ -52,11 +53,8 @@ class Workload:
         batch: Mapping[str, np.ndarray] | None = None,
     ):
         self.model, self.training, self.mesh, self.repeats = model, training, mesh, repeats
-        self.binarize = model.likelihood == "bernoulli"
-        self.flip = not self.binarize
-        self.program = make_program(
-            model, training, STEPS_PER_EPOCH, mesh, binarize=self.binarize, flip=self.flip
-        )
+        self.flip = not model.image.binarize
+        self.program = make_program(model, training, STEPS_PER_EPOCH, mesh, flip=self.flip)
         self.batch = shard_batch(mesh, dict(batch or random_batch(self.program.batch)))
         self._state: TrainState | None = None
 
@@ -141,17 +139,16 @@ def evaluate(work: Workload) -> list[Row]:
     images, size = work.training.batch_size, work.mesh.size
     on_batch = batch_sharding(work.mesh)
     batch = {name: work.batch[name] for name in ("image", "index")}
-    batch["mask"] = jax.device_put(np.ones(images, np.float32), on_batch)
     x = jax.device_put(np.asarray(batch["image"], np.float32) / 255, on_batch)
-    if work.binarize:
+    if work.model.image.binarize:
         x = x.round()
     variables, number = work.state.eval_variables, jnp.asarray(0)
     folded = _fold(work)(variables)
-    sums = make_validation_sums(work.model, work.binarize, work.mesh)
+    terms = make_validation_terms(work.model, work.mesh)
     likelihood = jit_on(
         work.mesh, make_image_likelihood(work.model, (DRAWS,)), out_shardings=replicated(work.mesh)
     )
-    nelbo = compile_for(sums, variables, batch, number, devices=size)
+    nelbo = compile_for(terms, variables, batch, number, devices=size)
     weights = compile_for(likelihood, folded, x, batch["index"], devices=size)
     name = f"importance weights, {DRAWS} draws"
     seconds = measure(
