@@ -43,6 +43,31 @@ def door() -> Iterator[None]:
         refuse(error)
 
 
+def parse_flags(argv: list[str], positional: bool = False) -> list[str]:
+    """Parses absl's flags and loads the configuration of the flag `config`; refuses mistakes.
+
+    Args:
+      argv: the command line.
+      positional: whether there may be arguments that are not flags.
+
+    Returns: the program's name, and the arguments that are not flags.
+    """
+    try:
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1 and not positional:
+            raise flags.Error(f"unexpected arguments: {' '.join(rest[1:])}")
+        if flags.FLAGS["config"].value is not None:
+            flags.FLAGS["config"].value.keys()  # fails if the file could not be loaded
+        return rest
+    # A configuration file is a program of the user's, which raises all kinds of exceptions.
+    except Exception as error:
+        # ml_collections wraps errors in errors, and a KeyError's text is its message in quotes.
+        message: object = error
+        while isinstance(message, AttributeError | KeyError) and message.args:
+            message = message.args[0]
+        refuse(message)
+
+
 def define_flags(modes: Mapping[str, type], values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines a flag for every field of the modes' dataclasses; its default is None."""
     helps: dict[str, list[str]] = {}

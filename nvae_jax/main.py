@@ -22,7 +22,7 @@ import re
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from nvae_jax.command_line import define_flags, door, read_flags, refuse
+from nvae_jax.command_line import define_flags, door, parse_flags, read_flags
 from nvae_jax.compilation import keep_compiled_programs
 from nvae_jax.config.run import PLACES, read_run
 from nvae_jax.data.prepare import prepare
@@ -94,20 +94,7 @@ def _parse(argv: list[str]) -> list[str]:
     if not any(re.match(r"--?config(=|$)", argument) for argument in argv):
         for name in PLACES:  # else they are fields of the configuration
             flags.DEFINE_string(f"config.data.{name}", None, "Where a run's data is now.")
-    try:
-        rest = flags.FLAGS(argv)
-        if len(rest) > 1:
-            raise flags.Error(f"unexpected arguments: {' '.join(rest[1:])}")
-        if _CONFIG.value is not None:
-            _CONFIG.value.keys()  # fails if the file could not be loaded
-        return rest
-    # A configuration file is a program of the user's, which raises all kinds of exceptions.
-    except Exception as error:
-        # ml_collections wraps errors in errors, and a KeyError's text is its message in quotes.
-        message: object = error
-        while isinstance(message, AttributeError | KeyError) and message.args:
-            message = message.args[0]
-        refuse(message)
+    return parse_flags(argv)
 
 
 if __name__ == "__main__":

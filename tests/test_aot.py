@@ -96,7 +96,7 @@ def test_the_search_ends_with_the_first_that_fits(monkeypatch, capsys):
 
 def test_a_slice_takes_its_compiler(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"^topology is 'v5e:2x4', which takes libtpu: pip"):
+    with pytest.raises(ValueError, match=r"^topology is 'v5e:2x4', which requires libtpu: pip"):
         make_devices("v5e:2x4")
 
 

@@ -13,9 +13,9 @@ def runs(tmp_path):
     """Two runs validated at steps 10, 20, 30 and 10, 30, and one that never was."""
     for name, values in (("a", {10: 5.0, 20: 4.0, 30: 3.0}), ("b", {10: 6.0, 30: 2.0}), ("c", {})):
         workdir = Workdir(tmp_path / name)
-        workdir.write_metrics(5, {"train/nelbo": 1.0})
+        workdir.records.write_metrics(5, {"train/nelbo": 1.0})
         for step, value in values.items():
-            workdir.write_metrics(step, {"validation/nelbo": value})
+            workdir.records.write_metrics(step, {"validation/nelbo": value})
     return tmp_path
 
 

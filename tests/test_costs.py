@@ -142,7 +142,7 @@ def test_all_cases_are_checked_before_the_first_is_compiled(monkeypatch, topolog
 def test_operations_grow_by_the_same_with_every_group(monkeypatch):
     def traced(config, training, mesh):
         program = make_program(
-            config, training, steps_per_epoch=1, mesh=mesh, binarize=True, flip=False
+            config, training, steps_per_epoch=1, mesh=mesh, flip=False
         )
         update = program.update.trace(program.state, program.batch)
         return report(flops=count_flops(update.jaxpr))

@@ -117,7 +117,6 @@ def test_a_cpu_has_no_other_memory_to_offload_to():
     with pytest.raises(ValueError, match=r"^model.remat is 'offload'; allowed on cpu: none, cell"):
         make_program(
             *(dataclasses.replace(CONFIG, remat="offload"), training, 10, make_mesh()),
-            binarize=True,
             flip=False,
         )
 

@@ -23,7 +23,7 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from nvae_jax.command_line import door
+from nvae_jax.command_line import door, parse_flags
 from nvae_jax.config.run import read_run
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.errors import ConfigError, writing
@@ -215,4 +215,4 @@ if __name__ == "__main__":
     flags.DEFINE_bool("fit", False, "Find the first remat and batch division that fit.")
     flags.DEFINE_string("json", None, "File for the figures.")
     flags.mark_flags_as_required(["config"])
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

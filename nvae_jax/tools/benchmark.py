@@ -34,7 +34,7 @@ from nvae_jax.command_line import Parser, door
 from nvae_jax.compilation import keep_compiled_programs, usable_cores
 from nvae_jax.config.run import read_run
 from nvae_jax.config.training import TrainingConfig
-from nvae_jax.errors import ConfigError, reading, writing
+from nvae_jax.errors import ConfigError, reading, require, writing
 from nvae_jax.parallel import make_mesh
 from nvae_jax.tools import step_split, workloads
 from nvae_jax.tools.benchmark_report import (
@@ -172,12 +172,18 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> Benchmark:
     if options.device_batch:
         overrides = overrides | {"training.batch_size": options.device_batch * len(devices)}
     settings = with_overrides(read_settings(options.config), overrides)
+    real = options.real or "load" in wanted
+    if "data" not in settings:
+        require("--real or --what load", real, not real, "with a configuration that has data")
+        # Images of random bytes are those of the model.
+        binarize = settings["model"].get("likelihood") == "bernoulli"
+        border = settings["model"].get("border", 0)
+        data_section = {"name": "numpy_arrays", "path": "", "binarize": binarize, "border": border}
+        settings = settings | {"data": data_section}
     described = read_run(settings)
     model, training = described.model, described.training
     mesh = make_mesh(devices, training.parameter_shards)
-    data = (
-        Data(described.open_data(), described.loading) if options.real or "load" in wanted else None
-    )
+    data = Data(described.open_data(), described.loading) if real else None
     batch = real_batch(data, training) if data and options.real else None
     work = workloads.Workload(model, training, mesh, options.repeats, batch)
     images, repeats = training.batch_size, options.repeats

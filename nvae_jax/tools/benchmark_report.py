@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from nvae_jax.errors import ConfigError
 from nvae_jax.tools.roofline import Machine, share
 from nvae_jax.tools.timing import Row
 
@@ -60,7 +61,7 @@ def from_json(text: str) -> Benchmark:
         rows = [Row(**{k: v for k, v in row.items() if k in known}) for row in fields.pop("rows")]
         return Benchmark(machine=Machine(**fields.pop("machine")), rows=rows, **fields)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"it is not what --json of the benchmark writes ({error})") from error
+        raise ConfigError(f"it is not what --json of the benchmark writes ({error})") from error
 
 
 def table(benchmark: Benchmark) -> str:
@@ -195,7 +196,7 @@ def scaling(benchmarks: Sequence[Benchmark]) -> tuple[str, dict[str, list[tuple[
                         point = (number(benchmark), row.rate)
                         lines.setdefault(row.what, []).append(point)
             return axis, lines
-    raise ValueError("a picture of scaling takes files that differ in devices or in the batch")
+    raise ConfigError("a picture of scaling needs files that differ in devices or in the batch")
 
 
 def draw_scaling(benchmarks: Sequence[Benchmark], path: str) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from nvae_jax.command_line import door
+from nvae_jax.command_line import door, parse_flags
 from nvae_jax.config.run import read_run
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.errors import ConfigError, writing
@@ -298,4 +299,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    app.run(main, flags_parser=functools.partial(parse_flags, positional=True))
