@@ -26,9 +26,9 @@ def our_tasks(model, training):
     import numpy as np
 
     from nvae_jax.evaluation.sampling import make_draw
+    from nvae_jax.measuring.workloads import Workload
     from nvae_jax.model.folding import fold
     from nvae_jax.parallel import jit_on, make_mesh
-    from nvae_jax.tools.workloads import Workload
 
     work = Workload(model, training, make_mesh(), repeats=1)
     folded = jax.jit(functools.partial(fold, model))(work.state.eval_variables)
@@ -92,16 +92,13 @@ def serve(side, path):
         from nvae_jax.memory import keep_freed_memory
 
         keep_freed_memory()  # as main does, before the imports below start threads
-    from nvae_jax.config.training import TrainingConfig
-    from nvae_jax.fields import from_mapping
-    from nvae_jax.model import ModelConfig
-    from nvae_jax.parallel import keep_compiled_programs
+    from nvae_jax.compilation import keep_compiled_programs
+    from nvae_jax.config.run import read_run
     from nvae_jax.tools.benchmark import read_settings
 
     keep_compiled_programs()
-    settings = read_settings(path)
-    model = from_mapping(ModelConfig, settings["model"], "model")
-    training = from_mapping(TrainingConfig, settings["training"], "training")
+    run = read_run(read_settings(path))
+    model, training = run.model, run.training
     tasks = (our_tasks if side == "nvae_jax" else pytorch_tasks)(model, training)
     for task in TASKS:
         for _ in range(2):

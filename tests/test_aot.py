@@ -11,11 +11,11 @@ import pytest
 from tiny import CONFIG
 
 from nvae_jax.config.training import TrainingConfig
+from nvae_jax.measuring.hlo import Traffic
 from nvae_jax.model import variable_shapes
 from nvae_jax.parallel import make_mesh
 from nvae_jax.tools import aot
 from nvae_jax.tools.aot import Report, candidates, compile_step, make_devices
-from nvae_jax.tools.hlo import Traffic
 
 TRAINING = TrainingConfig(epochs=10, batch_size=16)
 

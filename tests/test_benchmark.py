@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from nvae_jax.measuring.benchmark_report import from_json
 from nvae_jax.tools import benchmark
 from nvae_jax.tools.benchmark import parse_overrides, read_settings, with_overrides
-from nvae_jax.tools.benchmark_report import from_json
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -167,7 +167,10 @@ def test_results_are_compared(tmp_path, capsys):
         (["--config", "TINY", "--config.training.seed=x"], "training.seed is 'x'; allowed: int"),
         (["--config", "TINY"], "training.batch_size is 4; allowed: multiples of the number"),
         (["--config", "TINY", "--json", "no/x.json"], "'no/x.json' is in a folder that is not"),
-        (["--config", "TINY", "--devices", "1", "--real"], "allowed: with a configuration that has data"),
+        (
+            ["--config", "TINY", "--devices", "1", "--real"],
+            "allowed: with a configuration that has data",
+        ),
         (["--compare", "nowhere.json"], "--compare has 'nowhere.json'; there is no such file"),
         (["--compare", "TINY"], "not what --json of the benchmark writes"),
     ],

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nvae_jax.tools.benchmark_report import (
+from nvae_jax.measuring.benchmark_report import (
     Benchmark,
     aligned,
     comparison,
@@ -17,8 +17,8 @@ from nvae_jax.tools.benchmark_report import (
     table,
     to_json,
 )
-from nvae_jax.tools.roofline import Machine
-from nvae_jax.tools.timing import Row
+from nvae_jax.measuring.roofline import Machine
+from nvae_jax.measuring.timing import Row
 
 ROWS = [
     Row("train", "step", [0.5, 0.25, 1.0], images=16, flops=4e9, bytes=2e9, memory=2**21),

@@ -10,11 +10,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tiny import CONFIG
 
+from nvae_jax.measuring.flops import count_flops
+from nvae_jax.measuring.hlo import Traffic
 from nvae_jax.tools import aot, costs
 from nvae_jax.tools.aot import Report
 from nvae_jax.tools.costs import Case, compile_cases, parse_values, read_cases, settings, tables
-from nvae_jax.tools.flops import count_flops
-from nvae_jax.tools.hlo import Traffic
 from nvae_jax.training.program import make_program
 
 SMALL = dataclasses.replace(CONFIG, num_blocks=0, remat="none", unroll=False)
@@ -141,9 +141,7 @@ def test_all_cases_are_checked_before_the_first_is_compiled(monkeypatch, topolog
 
 def test_operations_grow_by_the_same_with_every_group(monkeypatch):
     def traced(config, training, mesh):
-        program = make_program(
-            config, training, steps_per_epoch=1, mesh=mesh, flip=False
-        )
+        program = make_program(config, training, steps_per_epoch=1, mesh=mesh, flip=False)
         update = program.update.trace(program.state, program.batch)
         return report(flops=count_flops(update.jaxpr))
 

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from nvae_jax.measuring.flops import count_flops
 from nvae_jax.parallel import batch_sharding, make_mesh
-from nvae_jax.tools.flops import count_flops
 
 X = jax.ShapeDtypeStruct((2, 8, 8, 12), jnp.float32)
 

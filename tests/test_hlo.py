@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from nvae_jax.measuring.hlo import traffic
 from nvae_jax.parallel import batch_sharding, make_mesh, replicated
-from nvae_jax.tools.hlo import traffic
 
 ROUNDS, SIZE = 7, 64
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tiny import CONFIG
 
-from nvae_jax.tools import operations as module
-from nvae_jax.tools.operations import Place, count_bytes, measure_operations, operations, places
+from nvae_jax.measuring import operations as module
+from nvae_jax.measuring.operations import Place, count_bytes, measure_operations, operations, places
 
 SMALL = dataclasses.replace(CONFIG, image_shape=(16, 16, 1), border=0, num_scales=2, num_blocks=1)
 

@@ -1,8 +1,8 @@
 import pytest
 
-from nvae_jax.tools import roofline
-from nvae_jax.tools.roofline import Machine, Share, measure_bandwidth, share
-from nvae_jax.tools.timing import Row
+from nvae_jax.measuring import roofline
+from nvae_jax.measuring.roofline import Machine, Share, measure_bandwidth, share
+from nvae_jax.measuring.timing import Row
 
 MACHINE = Machine(matrix_rate=100.0, bandwidth=10.0, call=1e-6)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from nvae_jax.tools.step_split import split
+from nvae_jax.measuring.step_split import split
 
 SECONDS = {
     "step": [10.0, 12.0],

@@ -2,8 +2,8 @@ import time
 
 import pytest
 
-from nvae_jax.tools import timing
-from nvae_jax.tools.timing import Row, measure
+from nvae_jax.measuring import timing
+from nvae_jax.measuring.timing import Row, measure
 
 
 def test_median_and_rate_of_a_row():

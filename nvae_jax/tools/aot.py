@@ -27,10 +27,10 @@ from nvae_jax.command_line import door, parse_flags
 from nvae_jax.config.run import read_run
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.errors import ConfigError, writing
+from nvae_jax.measuring.flops import count_flops
+from nvae_jax.measuring.hlo import Traffic, peak_memory, traffic
 from nvae_jax.model.architecture import ModelConfig, Remat
 from nvae_jax.parallel import make_mesh
-from nvae_jax.tools.flops import count_flops
-from nvae_jax.tools.hlo import Traffic, peak_memory, traffic
 from nvae_jax.training.program import make_program
 
 GIB = 2**30

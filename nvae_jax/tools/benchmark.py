@@ -35,9 +35,8 @@ from nvae_jax.compilation import keep_compiled_programs, usable_cores
 from nvae_jax.config.run import read_run
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.errors import ConfigError, reading, require, writing
-from nvae_jax.parallel import make_mesh
-from nvae_jax.tools import step_split, workloads
-from nvae_jax.tools.benchmark_report import (
+from nvae_jax.measuring import step_split, workloads
+from nvae_jax.measuring.benchmark_report import (
     Benchmark,
     comparison,
     draw_benchmark,
@@ -47,9 +46,10 @@ from nvae_jax.tools.benchmark_report import (
     table,
     to_json,
 )
-from nvae_jax.tools.operations import measure_operations
-from nvae_jax.tools.roofline import measure_machine
-from nvae_jax.tools.timing import Row
+from nvae_jax.measuring.operations import measure_operations
+from nvae_jax.measuring.roofline import measure_machine
+from nvae_jax.measuring.timing import Row
+from nvae_jax.parallel import make_mesh
 
 # In the order in which they are measured: the peak of the memory in use is the update's.
 WHAT = ("train", "sample", "evaluate", "compile", "load", "operations")

@@ -27,10 +27,10 @@ from nvae_jax.config.run import read_run
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.errors import ConfigError, writing
 from nvae_jax.fields import from_mapping
+from nvae_jax.measuring.hlo import Traffic
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.parallel import check_batch_size, make_mesh
 from nvae_jax.tools.aot import GIB, Report, make_devices, search
-from nvae_jax.tools.hlo import Traffic
 
 DEVICES = "chips"  # the axis of cases that differ in their slice
 

@@ -15,7 +15,6 @@ import json
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +29,7 @@ from nvae_jax.data.sources import Dataset, Source
 from nvae_jax.data.sources.base import Decoded
 from nvae_jax.data.sources.lmdb import LmdbRecords
 from nvae_jax.image_spec import ImageSpec
+from nvae_jax.measuring.timing import images_per_second
 
 FACE = functools.partial(crop_and_resize, box=(15, 40, 163, 188), height=64, width=64)
 
@@ -156,17 +156,6 @@ def _stack(images: list[np.ndarray]) -> Any:
     import torch
 
     return torch.from_numpy(np.stack(images))
-
-
-def images_per_second(batches: Any, batch_size: int, seconds: float) -> float:
-    """How fast an iterator over batches is read, measured over about so many seconds."""
-    for _ in range(16):
-        next(batches)  # more than what loaders keep ready
-    start, number = time.perf_counter(), 0
-    while (elapsed := time.perf_counter() - start) < seconds:
-        next(batches)
-        number += batch_size
-    return number / elapsed
 
 
 def table(records: list[Record]) -> str:

@@ -11,9 +11,9 @@ import optax
 from jax import Array
 
 from nvae_jax.compilation import jit_on
+from nvae_jax.measuring.timing import WARM_UP, Row, measure
+from nvae_jax.measuring.workloads import STEPS_PER_EPOCH, Compiled, Workload, compile_for
 from nvae_jax.model.tower import loop_unroll
-from nvae_jax.tools.timing import WARM_UP, Row, measure
-from nvae_jax.tools.workloads import STEPS_PER_EPOCH, Compiled, Workload, compile_for
 from nvae_jax.training.optimizer import make_links
 from nvae_jax.training.program import batch_pixels
 from nvae_jax.training.step import apply_updates, make_loss, mean_over_parts

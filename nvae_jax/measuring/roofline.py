@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nvae_jax.tools.timing import Row, measure
+from nvae_jax.measuring.timing import Row, measure
 
 SMALLEST_MATRIX, LARGEST_MATRIX = 512, 16384
 LONG_ENOUGH = 0.05  # seconds of a matrix product after which no larger one is tried

@@ -17,14 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from nvae_jax.measuring.flops import count_flops
+from nvae_jax.measuring.timing import Row, measure
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.cells import SqueezeExcite
 from nvae_jax.model.kernels.batch_norm import EPSILON
 from nvae_jax.model.kernels.depthwise import FORMULATIONS
 from nvae_jax.model.kernels.pointwise import pointwise_conv
 from nvae_jax.model.normalization import BatchNorm
-from nvae_jax.tools.flops import count_flops
-from nvae_jax.tools.timing import Row, measure
 
 # (forward of the arguments, from the arguments and the output's gradient to theirs)
 Formulation = tuple[Callable[..., Any], Callable[..., Any]]

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nvae_jax.errors import ConfigError
-from nvae_jax.tools.roofline import Machine, share
-from nvae_jax.tools.timing import Row
+from nvae_jax.measuring.roofline import Machine, share
+from nvae_jax.measuring.timing import Row
 
 SCALED = {("train", "step"), ("evaluate", "NELBO")}  # what the picture of scaling shows
 

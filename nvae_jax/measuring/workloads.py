@@ -20,12 +20,12 @@ from nvae_jax.compilation import jit_on
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.evaluation.likelihood import make_image_likelihood, make_validation_terms
 from nvae_jax.evaluation.sampling import make_draw, make_sampler
+from nvae_jax.measuring.flops import count_flops
+from nvae_jax.measuring.hlo import peak_memory, traffic
+from nvae_jax.measuring.timing import Row, images_per_second, measure
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.folding import fold
 from nvae_jax.parallel import batch_sharding, replicated, shard_batch
-from nvae_jax.tools.flops import count_flops
-from nvae_jax.tools.hlo import peak_memory, traffic
-from nvae_jax.tools.timing import Row, measure
 from nvae_jax.training.program import make_program
 from nvae_jax.training.state import TrainState
 
@@ -211,7 +211,6 @@ def load(
 ) -> list[Row]:
     """A batch from the loader of a run, every measurement so many seconds long."""
     from nvae_jax.data.loader import train_batches
-    from nvae_jax.tools.loading import images_per_second
 
     batches = train_batches(dataset, batch_size, seed, loading=loading)
     try:

@@ -90,3 +90,14 @@ def _seconds(function: Callable[[], Any], calls: int) -> float:
             jax.block_until_ready(outputs)
     jax.block_until_ready(outputs)
     return (time.perf_counter() - start) / calls
+
+
+def images_per_second(batches: Any, batch_size: int, seconds: float) -> float:
+    """How fast an iterator over batches is read, measured over about so many seconds."""
+    for _ in range(16):
+        next(batches)  # more than what loaders keep ready
+    start, number = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - start) < seconds:
+        next(batches)
+        number += batch_size
+    return number / elapsed
