@@ -22,6 +22,25 @@ def pytest_configure(config):
         config.add_cleanup(folder.cleanup)
 
 
+# Files of tests that compile models, start processes or convert datasets. All others are marked
+# `quick`, for daily work.
+SLOW = {
+    f"test_{name}"
+    for name in (
+        "aot benchmark cells configs_on_data convolution costs decoder depthwise edit evaluate fid "
+        "flows import_official inception interpolate latents launch launch_slurm launch_tpu "
+        "likelihood loading loop neighbors nvae operations paper parity prepare processes pytorch "
+        "recalibration refusals regularizers sampling step step_split tower trained workloads"
+    ).split()
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem not in SLOW:
+            item.add_marker(pytest.mark.quick)
+
+
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
     """A folder of prepared datasets and, by name, what they were made of; see tests/stored.py."""

@@ -128,7 +128,7 @@ def import_optimizer_state(
     Args:
       optimizer_state: the official optimiser's state dict: `state` by a parameter's position, with
         `step`, `exp_avg` and `exp_inf`, and `param_groups`. None: one before its first update.
-      config: of the model.
+      config: the model's configuration.
       state_dict: of the model; only the order of its names is used, which gives the positions.
 
     Returns: `count`, the updates so far, and `mu` and `nu`, trees like `params` of NumPy arrays.
@@ -171,11 +171,12 @@ def export_state_dict(config: ModelConfig, variables: Mapping[str, Any]) -> dict
     """The state dict that the official implementation would load: the reverse of the import.
 
     Args:
-      config: of the model.
+      config: the model's configuration.
       variables: `params` and `batch_stats`.
 
     Returns: contiguous arrays by official name, channels first, with the buffers that follow from
-      others (`weight_normalized` of convolutions without weight norm) and zero batch counters.
+      others (`weight_normalized` of convolutions without weight norm). Batch norm's counters
+      `num_batches_tracked`, which nothing reads and an import drops, are 0.
     """
     state_dict = {}
     for entry in model_entries(config):
