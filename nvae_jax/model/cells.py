@@ -19,32 +19,32 @@ Resize = Literal["same", "down", "up"]
 
 
 def upsample_nearest(x: Array) -> Array:
-    """(B, H, W, C) → (B, 2H, 2W, C), every pixel four times."""
+    """Repeats each pixel in a 2×2 block: (B, H, W, C) → (B, 2H, 2W, C)."""
     batch, height, width, channels = x.shape
-    # Stacked rather than broadcast: the gradient is then additions, which XLA's CPU backend fuses
-    # with what follows, and not a reduction, which makes it write out every operand.
+    # Stacked rather than broadcast, so that the gradient consists of additions, not of reductions:
+    # XLA's CPU backend fuses additions with their users, but materialises operands of a reduction.
     x = jnp.stack([x, x], axis=3)
     x = jnp.stack([x, x], axis=2)
     return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
 def upsample_bilinear(x: Array) -> Array:
-    """(B, H, W, C) → (B, 2H, 2W, C), bilinear, corner pixels on corner pixels."""
+    """Interpolates bilinearly, with corners aligned: (B, H, W, C) → (B, 2H, 2W, C)."""
     rows, columns = (_bilinear_weights(n).astype(x.dtype) for n in x.shape[1:3])
     x = jnp.einsum("bhwc,hi->biwc", x, rows)
     return jnp.einsum("biwc,wj->bijc", x, columns)
 
 
 def _bilinear_weights(n: int) -> np.ndarray:
-    """(n, 2n): how much of input i is in output j, which reads position j(n-1)/(2n-1)."""
+    """(n, 2n): the weight of input i in output j, which is at position j(n-1)/(2n-1)."""
     position = np.arange(2 * n) * (n - 1) / (2 * n - 1)
     return np.maximum(0.0, 1.0 - np.abs(position[None] - np.arange(n)[:, None]))
 
 
 class ResidualConv(nn.Module):
-    """Normalisation, activation, then a 3×3 convolution.
+    """Batch norm, activation and a 3×3 convolution.
 
-    Without batch norm the convolution is initialised from the first batch instead.
+    Without batch norm, the convolution is initialised from the first batch instead.
     """
 
     features: int
@@ -75,17 +75,17 @@ class ResidualConv(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expansion, depthwise (or grouped) convolution, projection, each between batch norms.
+    """Expansion, depthwise (or grouped) convolution and projection, with batch norm around each.
 
-    The paper upsamples first. Everything before the depthwise convolution works pixel by pixel, so
-    upsampling just before that convolution gives the same numbers for a quarter of the work.
+    The paper upsamples first. All layers before the depthwise convolution act on single pixels, so
+    upsampling immediately before that convolution gives the same result at a quarter of the cost.
     """
 
     features: int
     resize: Resize
     expansion: int
     kernel_size: int
-    groups: int  # of the convolution in the middle; 0: depthwise
+    groups: int  # of the convolution over space; 0 means depthwise
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -136,11 +136,11 @@ OPERATIONS: dict[str, Callable[..., nn.Module]] = {
 
 
 class SqueezeExcite(nn.Module):
-    """Scales channels by a gate computed from their means (Hu et al., 2018)."""
+    """Scales each channel by a gate, computed from the channels' means (Hu et al., 2018)."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """(B, H, W, C) → (B, H, W, C). The gate, and sums for its gradient, are in float32."""
+        """(B, H, W, C) → (B, H, W, C). The gate and the sums of its gradient are in float32."""
         channels = x.shape[-1]
         hidden = max(channels // 16, 4)
         gate = x.astype(jnp.float32).mean((1, 2))
@@ -154,7 +154,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Skip(nn.Module):
-    """The identity path of a cell that changes size: halves or doubles it, without batch norm."""
+    """The skip connection of a cell that halves or doubles the resolution, without batch norm."""
 
     features: int
     resize: Resize
@@ -164,7 +164,7 @@ class Skip(nn.Module):
     def __call__(self, x: Array) -> Array:
         """(B, H, W, C) → (B, H', W', features)."""
         if self.resize == "up":
-            # A 1×1 convolution and an interpolation over space commute: the cheaper one first.
+            # A 1×1 convolution commutes with interpolation and is cheaper at the low resolution.
             x = Conv(self.features, use_bias=False, dtype=self.dtype, name="conv")(x)
             return upsample_bilinear(x)
         x = nn.swish(x)
@@ -181,8 +181,8 @@ class Skip(nn.Module):
 class Cell(nn.Module):
     """Residual cell: `skip(x) + 0.1 · SE(operations(x))`.
 
-    `resize` says whether the cell keeps the size, halves it and doubles the channels (down) or the
-    reverse (up); only the first operation and the skip do so.
+    With `resize` "down" the cell halves the resolution and doubles the channels, with "up" the
+    reverse. Only the first operation and the skip connection change the shape.
     """
 
     operations: tuple[str, ...]

@@ -14,11 +14,11 @@ from jax import Array, lax
 from nvae_jax.model.kernels.depthwise import depthwise_conv
 from nvae_jax.model.kernels.pointwise import pointwise_conv
 
-KERNEL_AXES = (-4, -3, -2)  # all but the output channels; a stack of kernels may stand in front
+KERNEL_AXES = (-4, -3, -2)  # all but the output channels, which allows leading axes of a stack
 
 
 def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
-    """U(-1/√fan_in, 1/√fan_in)."""
+    """Initialiser that draws from U(-1/√fan_in, 1/√fan_in)."""
     bound = 1 / math.sqrt(fan_in)
 
     def init(key, shape, dtype=jnp.float32):
@@ -28,20 +28,21 @@ def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
 
 
 def kernel_norm(kernel: Array) -> Array:
-    """L2 norm of each output channel, (…, 1, 1, 1, O); its gradient at a zero kernel is 0."""
+    """L2 norm per output channel, with gradient 0 at 0: (…, H, W, I, O) → (…, 1, 1, 1, O)."""
     squares = jnp.sum(jnp.square(kernel), KERNEL_AXES, keepdims=True)
     return jnp.sqrt(jnp.maximum(squares, 1e-30))
 
 
 def kernel_and_factor(weights: Any, mask: np.ndarray | None = None) -> tuple[Array, Array]:
-    """The masked kernel, and the scale of each output channel, whose product is applied.
+    """The masked kernel and a factor per output channel; a convolution applies their product.
 
     Args:
-      weights: parameters of one `Conv`, or of a stack of them: `kernel` (…, H, W, I, O) and, where
-        the convolution is weight-normalised, `log_gain` (…, O).
-      mask: (H, W, I, O), zeros where a flow must not look.
+      weights: parameters of a `Conv`, or of a stack of them: `kernel` (…, H, W, I, O) and, if the
+        convolution is weight-normalised, `log_gain` (…, O).
+      mask: (H, W, I, O), zeros at the inputs that an autoregressive flow must not depend on.
 
-    Returns: w (…, H, W, I, O), and exp(log_gain) / (‖w‖ + 1e-5), or 1, (…, 1, 1, 1, O).
+    Returns: the masked kernel w (…, H, W, I, O), and a factor (…, 1, 1, 1, O), which is
+      exp(log_gain) / (‖w‖ + 1e-5), or 1 without weight normalisation.
     """
     kernel = weights["kernel"] if mask is None else weights["kernel"] * mask
     if "log_gain" not in weights:
@@ -51,7 +52,7 @@ def kernel_and_factor(weights: Any, mask: np.ndarray | None = None) -> tuple[Arr
 
 
 def effective_kernel(weights: Any, mask: np.ndarray | None = None) -> Array:
-    """The kernel that a convolution applies; for the arguments see `kernel_and_factor`."""
+    """The kernel (…, H, W, I, O) that a convolution applies; see `kernel_and_factor`."""
     kernel, factor = kernel_and_factor(weights, mask)
     return kernel * factor
 
@@ -60,8 +61,8 @@ class Conv(nn.Module):
     """Convolution with an odd square kernel, by default weight-normalised and with a bias.
 
     A stride of 2 pads both sides by half the kernel, so that output (i, j) is centred on input
-    (2i, 2j). `data_init` sets bias and gain from the first batch, so that the outputs of a fresh
-    layer have mean 0 and standard deviation 1/5 (Salimans & Kingma, 2016): `init` must then see
+    (2i, 2j). `data_init` sets bias and gain from the first batch, so that the outputs of a new
+    layer have mean 0 and standard deviation 1/5 (Salimans & Kingma, 2016); `init` then requires
     real data.
     """
 
@@ -77,7 +78,7 @@ class Conv(nn.Module):
     dtype: Any = jnp.float32
 
     def kernel_mask(self, shape: tuple[int, ...]) -> np.ndarray | None:
-        """Mask of a kernel of `shape` (H, W, I, O); None: the kernel is whole."""
+        """Mask of a kernel of `shape` (H, W, I, O), or None for a kernel without a mask."""
         return None
 
     @nn.compact
@@ -96,10 +97,18 @@ class Conv(nn.Module):
         return self.convolve(x, effective_kernel(weights, mask), bias)
 
     def convolve(self, x: Array, kernel: Array, bias: Array | None = None) -> Array:
-        """The layer with another kernel (H, W, I, O), zero where it is masked, and bias (O,)."""
+        """Applies the layer with a given kernel and bias instead of its parameters.
+
+        Args:
+          x: (B, H, W, I · groups).
+          kernel: (k, k, I, O), already multiplied by the mask.
+          bias: (O,), or None.
+
+        Returns: (B, H / stride, W / stride, O) in the dtype of the layer.
+        """
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         y = self._convolve(x, kernel, self.kernel_mask(kernel.shape))
-        # In float32, because its gradient is a sum over all pixels of a batch.
+        # In float32, because the gradient of the bias is a sum over all pixels of a batch.
         return y if bias is None else (y + bias).astype(y.dtype)
 
     def _convolve(self, x: Array, kernel: Array, mask: np.ndarray | None) -> Array:
@@ -139,7 +148,7 @@ class Conv(nn.Module):
 
 
 def _without_masked_border(kernel: Array, mask: np.ndarray | None):
-    """The smallest part of a kernel that holds all its taps, and the padding it needs."""
+    """The smallest part of a kernel that holds all its taps, and the padding that it requires."""
     pad = kernel.shape[0] // 2
     if mask is None:
         return kernel, ((pad, pad), (pad, pad))
@@ -150,5 +159,5 @@ def _without_masked_border(kernel: Array, mask: np.ndarray | None):
 
 
 def _taps(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
-    """Positions (row, column) of a kernel that a mask leaves."""
+    """The (row, column) positions of a kernel that a mask does not set to zero."""
     return tuple((int(i), int(j)) for i, j in np.argwhere(mask.any((2, 3))))

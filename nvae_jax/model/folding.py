@@ -1,9 +1,9 @@
 """A trained model for inference: batch norm folded into convolutions, kernels normalised once.
 
-A batch norm between two linear operations, or behind one, is part of a convolution when its
-statistics are constants. The first one of a residual cell in pre-activation form stays, since it is
-between a sum and a nonlinearity; so does the first one of an inverted residual below float32, where
-a convolution of what is not centred would round more.
+With constant statistics, a batch norm directly before or after a convolution can be folded into
+that convolution. Two kinds are not folded: the first batch norm of a pre-activation residual cell,
+which is between a sum and a nonlinearity; and, below float32, the first batch norm of an inverted
+residual, because a convolution of inputs that are not centred has a larger rounding error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from nvae_jax.model.nvae import NVAE, effective_kernels
 
 Path = tuple[str, ...]
 
-# Batch norms of an operation: the convolution that takes each in, and on which side.
+# For each batch norm of an inverted residual, the convolution that it is folded into, and whether
+# it precedes ("input") or follows ("output") that convolution.
 _INSIDE = {
     "norm_in": ("expand", "input"),
     "norm_expand": ("expand", "output"),
@@ -33,10 +34,10 @@ _INSIDE = {
 
 
 class FoldedNVAE(NVAE):
-    """A model whose variables are what `fold` returns; `train` must be False."""
+    """An `NVAE` whose variables are those that `fold` returns; requires `train=False`."""
 
     def apply(self, *args: Any, **kwargs: Any) -> Any:
-        """As of any Flax module."""
+        """See `flax.linen.Module.apply`."""
         with nn.intercept_methods(_apply_folded):
             return super().apply(*args, **kwargs)
 
@@ -60,11 +61,14 @@ def _apply_folded(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
 
 
 def fold(config: ModelConfig, variables: Any) -> dict[str, Any]:
-    """Variables of a `FoldedNVAE` that computes what an `NVAE` computes with `train=False`.
+    """Variables with which a `FoldedNVAE` computes what an `NVAE` computes with `train=False`.
 
     Args:
-      config: of the model; kernels get its `dtype`.
+      config: of the model; the kernels are cast to its `dtype`.
       variables: `params` and `batch_stats` of the model.
+
+    Returns: `params` with kernels (…, H, W, I, O) and biases (…, O), and the `batch_stats` of those
+      batch norms that are not folded. Leading axes are those of `variables`.
     """
     dtype = jnp.dtype(config.dtype)
     params = flatten_dict(variables["params"])
@@ -73,7 +77,7 @@ def fold(config: ModelConfig, variables: Any) -> dict[str, Any]:
     layers = {
         path: _Affine(kernel, params.get((*path, "bias"))) for path, kernel in kernels.items()
     }
-    # Sorted, so that of two behind one convolution the inner one comes first.
+    # Sorted, so that of two batch norms after the same convolution the first is folded first.
     for norm in sorted(path[:-1] for path in statistics if path[-1] == "mean"):
         target = _target(norm, layers)
         if target is None:
@@ -93,7 +97,7 @@ def fold(config: ModelConfig, variables: Any) -> dict[str, Any]:
 
 
 def _target(norm: Path, layers: dict[Path, _Affine]) -> tuple[Path, str] | None:
-    """The convolution that takes in a batch norm, and the side; None: there is none."""
+    """The convolution that a batch norm is folded into and on which side, or None."""
     *operation, name = norm
     if name in _INSIDE:
         conv, side = _INSIDE[name]
@@ -107,13 +111,13 @@ def _target(norm: Path, layers: dict[Path, _Affine]) -> tuple[Path, str] | None:
 
 
 class _Affine:
-    """kernel ∗ x + bias; a stack of them may have a leading axis of groups."""
+    """kernel ∗ x + bias, optionally a stack with a leading axis of groups."""
 
     def __init__(self, kernel: Array, bias: Array | None):
         self.kernel, self.bias = kernel, bias
 
     def take_in(self, side: str, mean: Array, factor: Array, bias: Array) -> None:
-        """Puts (x - mean) · factor + bias on the side of the input or of the output."""
+        """Composes with x → (x - mean) · factor + bias at the input or at the output."""
         before = 0.0 if self.bias is None else self.bias
         if side == "input":
             shift = bias - mean * factor

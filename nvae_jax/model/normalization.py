@@ -9,15 +9,15 @@ from jax import Array, lax
 
 from nvae_jax.model.kernels.batch_norm import EPSILON, Activation, normalize_and_activate
 
-NEW_WEIGHT = 0.05  # of a batch's statistics in the running average
+NEW_WEIGHT = 0.05  # the weight of a batch's statistics in the running average
 
 
 class BatchNorm(nn.Module):
     """Normalises channels over batch and space, in float32 (NVAE, §3.1 and appendix A).
 
-    An activation may follow, in the same passes over memory. Under `jit` over a sharded batch the
-    statistics are those of the global batch. The biased variance normalises and the unbiased one
-    enters the running variance. Running statistics change only when `train` is set and the
+    An activation can follow, in the same passes over memory. Under `jit` with a sharded batch the
+    statistics are those of the global batch. The biased variance normalises; the unbiased variance
+    enters the running average. Running statistics are updated only if `train` is set and the
     collection `batch_stats` is mutable.
     """
 
@@ -29,9 +29,9 @@ class BatchNorm(nn.Module):
 
         Args:
           x: (B, H, W, C).
-          train: normalise by the batch, rather than by the running statistics.
-          copies: how often every value of `x` will be repeated by an upsampling that was moved
-            behind this layer; it only enters the unbiased variance.
+          train: whether to normalise by the batch rather than by the running statistics.
+          copies: how many times a later upsampling repeats each value of `x`, where the paper
+            upsamples before this layer; it affects the unbiased variance only.
 
         Returns: (B, H, W, C) in the dtype of `x`.
         """
@@ -48,7 +48,7 @@ class BatchNorm(nn.Module):
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
             count = copies * x.size // channels
             unbiased = var * (count / (count - 1))
-            # Not +=, which would write into a caller's NumPy arrays.
+            # Not +=, which would modify NumPy arrays of the caller in place.
             running_mean.value = (1 - NEW_WEIGHT) * running_mean.value + NEW_WEIGHT * mean
             running_var.value = (1 - NEW_WEIGHT) * running_var.value + NEW_WEIGHT * unbiased
         return y

@@ -1,4 +1,4 @@
-"""What both towers are made of: cells, and groups of them over a scale."""
+"""Building blocks of both towers: cells, and the loop over the groups of a scale."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from nvae_jax.model.cells import Cell, Resize
 from nvae_jax.model.kernels.batch_norm import STATISTICS
 from nvae_jax.model.kernels.platform import compiled_platform
 
-GROUP_INPUT = "group_input"  # the features that a group starts from
+GROUP_INPUT = "group_input"  # the name of a group's input features to checkpoint policies
 
-# What the forward pass keeps of a cell or a group for the backward pass, by `ModelConfig.remat`.
-# Statistics take no memory to speak of, and computing them again would cost a pass over the
+# Which arrays of a cell or a group the forward pass keeps for the backward pass, by
+# `ModelConfig.remat`. Batch statistics are small, and recomputing them would cost a pass over the
 # features and an exchange between devices.
 _keep_statistics = jax.checkpoint_policies.save_only_these_names(STATISTICS)
 GROUP_POLICIES = {
@@ -37,10 +37,17 @@ def make_cell(
     in_group: bool = False,
     **options: Any,
 ) -> nn.Module:
-    """A cell of a model, as part of a group or on its own.
+    """Makes a cell of a model.
 
-    It is recomputed in the backward pass by itself, unless `config.remat` is "none" or the cell is
+    The backward pass recomputes the cell by itself, unless `config.remat` is "none" or the cell is
     part of a group that is recomputed as a whole.
+
+    Args:
+      config: of the model.
+      operations: names from `OPERATIONS`.
+      resize: how the cell changes the resolution.
+      in_group: whether the cell is part of a group that `scan_groups` runs.
+      **options: of a Flax module, such as `name`.
     """
     cell = Cell
     if config.remat == "cell" or (config.remat in GROUP_POLICIES and not in_group):
@@ -50,24 +57,30 @@ def make_cell(
 
 
 def loop_unroll(config: ModelConfig) -> int:
-    """The argument `unroll` of a scan: 0, no loop in the compiled program, or 1.
+    """The argument `unroll` of a scan: 0 for no loop in the compiled program, 1 for a loop.
 
-    `config.unroll` decides; by default there is no loop on CPU, where the gradient of a convolution
-    is many times slower inside one.
+    If `config.unroll` is None there is a loop except on CPU, where the gradient of a convolution is
+    many times slower inside a loop.
     """
     unrolled = compiled_platform() == "cpu" if config.unroll is None else config.unroll
-    return 0 if unrolled else 1  # True would leave a loop of length 1 where there is one group
+    return 0 if unrolled else 1  # True would leave a loop of length 1 for a single group
 
 
 def scan_groups(config: ModelConfig, group: type[nn.Module], length: int) -> Any:
-    """A class for `length` groups of one scale: a loop over parameters stacked on a leading axis.
+    """Makes the module class that runs all groups of a scale in a loop.
 
-    A group is called with the features to carry on, its own inputs and `train`; the loop takes
-    inputs with a leading axis of groups.
+    Args:
+      config: of the model.
+      group: a module class, called with the carried features (B, H, W, C), a tree of inputs per
+        group and `train`; returns the new features and a tree of outputs.
+      length: the number of groups.
+
+    Returns: a class with the arguments of `group`, whose inputs, outputs, `params` and
+      `batch_stats` have a leading axis of `length`.
     """
     unroll = loop_unroll(config)
     if config.remat in GROUP_POLICIES:
-        # A loop keeps the compiler from merging the second computation with the first by itself.
+        # Inside a loop, XLA cannot merge the recomputation with the forward pass in any case.
         policy = GROUP_POLICIES[config.remat]
         group = nn.remat(group, policy=policy, static_argnums=(3,), prevent_cse=unroll == 0)
     return nn.scan(

@@ -1,6 +1,8 @@
-"""Batch normalisation and the activation behind it, with a written-out gradient.
+"""Batch normalisation and the activation after it, with a hand-written gradient.
 
-On CPUs the statistics come from two passes over memory, elsewhere from one.
+    y = activation((x - mean) / √(var + ε) · scale + bias)
+
+The statistics come from one pass over memory; on CPU, from two.
 """
 
 from __future__ import annotations
@@ -23,21 +25,21 @@ Activation = Callable[[Array], Array]
 def normalize_and_activate(
     x: Array, scale: Array, bias: Array, near_mean: Array, activation: Activation
 ) -> tuple[Array, Array, Array]:
-    """Normalises channels by the batch's own statistics and activates them, in float32.
+    """Normalises channels by the statistics of the batch and activates them, in float32.
 
-    The gradient is written out because it needs two sums over the batch where automatic
-    differentiation makes five, and no array of the size of `x` from the forward pass but `x`
-    itself. The activation's derivative is in the dtype of `x`. The statistics that are returned
+    The gradient is hand-written because it requires two sums over the batch where automatic
+    differentiation produces five, and `x` is the only array of its size that it keeps from the
+    forward pass. The derivative of the activation is in the dtype of `x`. The returned statistics
     carry no gradient.
 
     Args:
       x: (B, H, W, C).
       scale: (C,).
       bias: (C,).
-      near_mean: (C,), values near the expected mean; only rounding depends on them.
+      near_mean: (C,), an estimate of the mean; it affects rounding only.
       activation: an elementwise function that closes over no array.
 
-    Returns: the activated x in its dtype, mean (C,), and biased variance (C,).
+    Returns: y (B, H, W, C) in the dtype of `x`, mean (C,) and biased variance (C,).
     """
     return _forward(x, scale, bias, near_mean, activation)[0]
 
@@ -45,8 +47,8 @@ def normalize_and_activate(
 def _one_pass(x, near_mean):
     """Mean and biased variance from one pass over memory and one exchange between devices.
 
-    They are taken from x - near_mean, whose squares do not drown the variance while `near_mean` is
-    within some standard deviations of the mean.
+    They are computed from x - near_mean: while `near_mean` is within a few standard deviations of
+    the mean, subtracting the squared mean from the mean of squares cancels few digits.
     """
     shifted = x - near_mean
     mean = shifted.mean((0, 1, 2))
@@ -55,7 +57,7 @@ def _one_pass(x, near_mean):
 
 
 def _two_passes(x, near_mean):
-    """The same from two passes, of which the second costs little out of a CPU's caches."""
+    """`_one_pass` without cancellation; the second pass is cheap because it reads from caches."""
     mean = x.mean((0, 1, 2))
     return mean, jnp.square(x - mean).mean((0, 1, 2))
 
@@ -72,11 +74,11 @@ def _forward(x, scale, bias, near_mean, activation):
 
 def _backward(activation, residuals, gradients):
     x, scale, bias, mean, inverse_std = residuals
-    # The barrier keeps the compiler from storing the activation's parts in the forward pass, which
-    # would save computing them again: memory is slower.
+    # On every platform: without the barrier, XLA shares intermediate values of the activation with
+    # the forward pass and stores them, which is slower than computing them again.
     factor, shift = lax.optimization_barrier((scale * inverse_std, bias))
     centred = x.astype(jnp.float32) - mean
-    # In the dtype of x, so that accelerators write and read half as much in bfloat16.
+    # In the dtype of x, so that accelerators move half as many bytes in bfloat16.
     _, activation_vjp = jax.vjp(activation, (centred * factor + shift).astype(x.dtype))
     (g,) = activation_vjp(gradients[0])
     g = g.astype(jnp.float32)

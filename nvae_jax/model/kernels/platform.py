@@ -1,4 +1,8 @@
-"""The platform that a program is compiled for, where the traced program depends on it."""
+"""The platform that a program is traced for, where `jax.lax.platform_dependent` does not suffice.
+
+That is where the structure of the traced program depends on the platform, such as whether it has a
+loop. Operations with one formulation per platform use `jax.lax.platform_dependent` instead.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,11 @@ _PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform
 
 @contextlib.contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """Inside, programs are traced for `platform`, such as "cpu"."""
+    """Context manager in which programs are traced for `platform`, such as "cpu".
+
+    JAX's cache of traced functions does not know of it: functions that are traced for different
+    platforms must be different objects.
+    """
     token = _PLATFORM.set(platform)
     try:
         yield
@@ -22,5 +30,5 @@ def compiling_for(platform: str) -> Iterator[None]:
 
 
 def compiled_platform() -> str:
-    """The platform of `compiling_for`; outside of it, JAX's default backend."""
+    """Returns the platform of the innermost `compiling_for`, or else JAX's default backend."""
     return _PLATFORM.get() or jax.default_backend()
