@@ -26,12 +26,7 @@ def pytest_configure(config):
 # `quick`, for daily work.
 SLOW = {
     f"test_{name}"
-    for name in (
-        "aot benchmark cells configs_on_data convolution costs decoder depthwise edit evaluate fid "
-        "flows import_official inception interpolate latents launch launch_slurm launch_tpu "
-        "likelihood loading loop neighbors nvae operations paper parity prepare processes pytorch "
-        "recalibration refusals regularizers sampling step step_split tower trained workloads"
-    ).split()
+    for name in ["aot", "benchmark", "cells", "configs_on_data", "convolution", "costs", "decoder", "depthwise", "edit", "evaluate", "fid", "flows", "import_official", "inception", "interpolate", "latents", "launch", "launch_slurm", "launch_tpu", "likelihood", "loading", "loop", "neighbors", "nvae", "operations", "paper", "parity", "prepare", "processes", "pytorch", "recalibration", "refusals", "regularizers", "sampling", "step", "step_split", "tower", "trained", "workloads"]
 }
 
 
