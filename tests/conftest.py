@@ -25,8 +25,45 @@ def pytest_configure(config):
 # Files of tests that compile models, start processes or convert datasets. All others are marked
 # `quick`, for daily work.
 SLOW = {
-    f"test_{name}"
-    for name in ["aot", "benchmark", "cells", "configs_on_data", "convolution", "costs", "decoder", "depthwise", "edit", "evaluate", "fid", "flows", "import_official", "inception", "interpolate", "latents", "launch", "launch_slurm", "launch_tpu", "likelihood", "loading", "loop", "neighbors", "nvae", "operations", "paper", "parity", "prepare", "processes", "pytorch", "recalibration", "refusals", "regularizers", "sampling", "step", "step_split", "tower", "trained", "workloads"]
+    "test_aot",
+    "test_benchmark",
+    "test_cells",
+    "test_configs_on_data",
+    "test_convolution",
+    "test_costs",
+    "test_decoder",
+    "test_depthwise",
+    "test_edit",
+    "test_evaluate",
+    "test_fid",
+    "test_flows",
+    "test_import_official",
+    "test_inception",
+    "test_interpolate",
+    "test_latents",
+    "test_launch",
+    "test_launch_slurm",
+    "test_launch_tpu",
+    "test_likelihood",
+    "test_loading",
+    "test_loop",
+    "test_neighbors",
+    "test_nvae",
+    "test_operations",
+    "test_paper",
+    "test_parity",
+    "test_prepare",
+    "test_processes",
+    "test_pytorch",
+    "test_recalibration",
+    "test_refusals",
+    "test_regularizers",
+    "test_sampling",
+    "test_step",
+    "test_step_split",
+    "test_tower",
+    "test_trained",
+    "test_workloads",
 }
 
 
