@@ -11,11 +11,11 @@ import pytest
 from tiny import CONFIG
 
 from nvae_jax.config.training import TrainingConfig
+from nvae_jax.measuring import aot
+from nvae_jax.measuring.aot import Report, candidates, compile_step, make_devices
 from nvae_jax.measuring.hlo import Traffic
 from nvae_jax.model import variable_shapes
 from nvae_jax.parallel import make_mesh
-from nvae_jax.tools import aot
-from nvae_jax.tools.aot import Report, candidates, compile_step, make_devices
 
 TRAINING = TrainingConfig(epochs=10, batch_size=16)
 
@@ -96,11 +96,11 @@ def test_the_search_ends_with_the_first_that_fits(monkeypatch, capsys):
 
 def test_a_slice_takes_its_compiler(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"^topology is 'v5e:2x4', which requires libtpu: pip"):
+    with pytest.raises(ValueError, match=r"^--topology is 'v5e:2x4'; allowed: with libtpu .pip"):
         make_devices("v5e:2x4")
 
 
 def test_a_slice_that_there_is_not_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: "libtpu")
-    with pytest.raises(ValueError, match=r"^topology is 'v9z:1x1'; allowed: a TPU slice such as"):
+    with pytest.raises(ValueError, match=r"^--topology is 'v9z:1x1'; allowed: a TPU slice such as"):
         make_devices("v9z:1x1")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from nvae_jax.measuring.benchmark_report import from_json
+import nvae_jax.measuring.benchmark
+from nvae_jax.measuring.benchmark_report import from_plain
+from nvae_jax.measuring.settings import parse_overrides, read_settings, with_overrides
 from nvae_jax.tools import benchmark
-from nvae_jax.tools.benchmark import parse_overrides, read_settings, with_overrides
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -68,7 +69,7 @@ def test_it_runs_with_jax_flax_and_optax_alone(tmp_path, tiny):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    found = from_json(result.read_text())
+    found = from_plain(json.loads(result.read_text()))
     rows = {(row.what, row.name): row for row in found.rows}
     parts = " ".join(name for what, name in rows if what == "train")
     assert parts == "step input forward backward spectral optimiser rest"
@@ -153,26 +154,29 @@ def test_results_are_compared(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "one of --config and --compare is needed"),
-        (["--config", "TINY", "--compare", "x.json"], "one of --config and --compare"),
-        (["--config", "nowhere.py"], "--config is 'nowhere.py'; there is no such file"),
-        (["--config", "README.md"], "which is not JSON"),
-        (["--config", "TINY", "--what", "train,trian"], "--what has 'trian'; allowed: train, "),
+        ([], "either --config or --compare is required"),
+        (["--config", "TINY", "--compare", "x.json"], "either --config or --compare"),
+        (["--config", "nowhere.py"], "--config is 'nowhere.py'"),
+        (["--config", "README.md"], "--config is 'README.md'"),
+        (["--config", "TINY", "--what", "train,trian"], "--what is 'trian'; allowed: train, "),
         (["--config", "TINY", "--repeats", "0"], "0; allowed: 1 or more"),
         (["--config", "TINY", "--devices", "9"], "--devices is 9; allowed: 1 to 8"),
-        (["--config", "TINY", "--batch", "3"], "'--batch' is unknown"),
+        (["--config", "TINY", "--batch", "3"], "--batch"),
         (["--config", "TINY", "--config.seed=3"], "allowed: --config.section.field=value"),
         (["--config", "TINY", "--config.modal.seed=3"], "modal is unknown; allowed: model, "),
         (["--config", "TINY", "--config.model.depth=3"], "model.depth is unknown; allowed: "),
         (["--config", "TINY", "--config.training.seed=x"], "training.seed is 'x'; allowed: int"),
         (["--config", "TINY"], "training.batch_size is 4; allowed: multiples of the number"),
-        (["--config", "TINY", "--json", "no/x.json"], "'no/x.json' is in a folder that is not"),
+        (
+            ["--config", "TINY", "--json", "no/x.json"],
+            "--json is 'no/x.json'; allowed: a file in a folder",
+        ),
         (
             ["--config", "TINY", "--devices", "1", "--real"],
-            "allowed: with a configuration that has data",
+            "allowed: with a data section",
         ),
-        (["--compare", "nowhere.json"], "--compare has 'nowhere.json'; there is no such file"),
-        (["--compare", "TINY"], "not what --json of the benchmark writes"),
+        (["--compare", "nowhere.json"], "--compare is 'nowhere.json'"),
+        (["--compare", "TINY"], "allowed: a file that --json of this command has written"),
     ],
 )
 def test_what_is_impossible_is_refused_before_anything_is_measured(
@@ -180,7 +184,7 @@ def test_what_is_impossible_is_refused_before_anything_is_measured(
 ):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(benchmark, "keep_compiled_programs", lambda: None)
-    monkeypatch.setattr(benchmark, "measure_machine", None)
+    monkeypatch.setattr(nvae_jax.measuring.benchmark, "measure_machine", None)
     refused([tiny if argument == "TINY" else argument for argument in arguments], message, capsys)
 
 

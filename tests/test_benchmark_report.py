@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,16 +8,16 @@ from PIL import Image
 
 from nvae_jax.measuring.benchmark_report import (
     Benchmark,
-    aligned,
     comparison,
     draw_benchmark,
     draw_scaling,
-    from_json,
+    from_plain,
     scaling,
     speedups,
     table,
-    to_json,
+    to_plain,
 )
+from nvae_jax.measuring.results import aligned, read_json, write_json
 from nvae_jax.measuring.roofline import Machine
 from nvae_jax.measuring.timing import Row
 
@@ -56,19 +57,21 @@ def changed(factor, devices=1, batch_size=16, rows=ROWS):
     )
 
 
-def test_json_holds_everything_and_what_follows_from_it():
-    text = to_json(BENCHMARK)
-    assert from_json(text) == BENCHMARK
-    step = json.loads(text)["rows"][0]
+def test_json_has_all_measurements_and_what_follows_from_them(tmp_path):
+    path = str(tmp_path / "benchmark.json")
+    write_json(path, to_plain(BENCHMARK))
+    assert read_json("--compare", path, from_plain) == BENCHMARK
+    step = json.loads(Path(path).read_text())["rows"][0]
     assert step["seconds"] == [0.5, 0.25, 1.0]
     assert (step["median"], step["rate"]) == (0.5, 32)
     assert step["share"] == {"matrix": 0.5, "bandwidth": 1.0, "bound": "memory"}
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[]", '{"rows": [{}]}', '{"rows": [], "machine": {}}'])
-def test_other_json_is_refused(text):
-    with pytest.raises(ValueError, match="not what --json"):
-        from_json(text)
+def test_other_json_is_refused(tmp_path, text):
+    (path := tmp_path / "other.json").write_text(text)
+    with pytest.raises(ValueError, match=r"other.json.*; allowed: a file that --json"):
+        read_json("--compare", str(path), from_plain)
 
 
 def test_table_has_the_figures_and_no_empty_columns():

@@ -6,19 +6,26 @@ import sys
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 from tiny import CONFIG
 
+from nvae_jax.config.run import read_run
+from nvae_jax.measuring import aot, costs
+from nvae_jax.measuring.aot import Report
+from nvae_jax.measuring.costs import (
+    Case,
+    compile_cases,
+    parse_values,
+    read_cases,
+    settings,
+    tables,
+)
 from nvae_jax.measuring.flops import count_flops
 from nvae_jax.measuring.hlo import Traffic
-from nvae_jax.tools import aot, costs
-from nvae_jax.tools.aot import Report
-from nvae_jax.tools.costs import Case, compile_cases, parse_values, read_cases, settings, tables
 from nvae_jax.training.program import make_program
 
 SMALL = dataclasses.replace(CONFIG, num_blocks=0, remat="none", unroll=False)
-SETTINGS = ConfigDict(
+RUN = read_run(
     {
         "model": dataclasses.asdict(SMALL),
         "training": {"epochs": 10, "batch_size": 16},
@@ -61,7 +68,7 @@ def test_table_has_a_row_for_each_case_and_a_table_for_each_field():
     ]
     lines = tables(cases, images=None).splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert rows[0][:4] == ["model.num_groups", "slice", "images a chip", "TFLOP"]
+    assert rows[0][:4] == ["model.num_groups", "slice", "images per chip", "TFLOP"]
     assert rows[2][:8] == ["8", "v5e:2x4", "4", "197", "819", "6", "1.5e+05", "1.00"]
     assert rows[2][8:] == ["3.00", "61", "1000.0", "1000.0", "1093.8"]
     assert [rows[3][0], rows[3][3], rows[3][10]] == ["15", "394", "2000.0"]
@@ -90,31 +97,29 @@ def test_values_are_numbers_shapes_or_words(text, expected):
 @pytest.mark.parametrize(
     ("varied", "message"),
     [
-        (["model.num_groups"], "vary is 'model.num_groups'; allowed: section.field=value,value"),
-        (["model.num_groups="], "vary is 'model.num_groups='"),
-        (["data.name=a,b"], "vary names data.name; allowed: fields of model, training"),
-        (["num_groups=1"], "vary names num_groups; allowed: fields of"),
+        (["model.num_groups"], "--vary is 'model.num_groups'; allowed: section.field=value,value"),
+        (["model.num_groups="], "--vary is 'model.num_groups='"),
+        (["data.name=a,b"], "--vary is 'data.name'; allowed: fields of model, training"),
+        (["num_groups=1"], "--vary is 'num_groups'; allowed: fields of"),
         (["model.groups=1,2"], "model.groups is unknown; allowed: image_shape"),
         (["model.num_groups=2,many"], "model.num_groups is '2'; allowed: int"),
         (["model.num_groups=2,-1"], "num_groups is -1; allowed:"),
         (
             ["model.encoder_channels=4,8", "model.decoder_channels=4"],
-            "vary has 1 value.s. of model.decoder_channels; allowed: 2, as of model.encoder_cha",
+            "--vary has 1 value.s. of model.decoder_channels; allowed: 2, as of model.encoder_cha",
         ),
     ],
 )
 def test_what_cannot_be_varied_is_refused_by_name(varied, message):
     with pytest.raises(ValueError, match=message):
-        settings(SETTINGS, [parse_values(text) for text in varied])
+        settings(RUN, [parse_values(text) for text in varied])
 
 
 def test_fields_change_together():
     varied = [("model.encoder_channels", [4, 8]), ("model.decoder_channels", [8, 16])]
-    found = [
-        (f, v, m.encoder_channels, m.decoder_channels) for f, v, m, _ in settings(SETTINGS, varied)
-    ]
+    found = [(f, v, m.encoder_channels, m.decoder_channels) for f, v, m, _ in settings(RUN, varied)]
     assert found == [("model.encoder_channels", 4, 4, 8), ("model.encoder_channels", 8, 8, 16)]
-    ((field, _, model, training),) = settings(SETTINGS, [])
+    ((field, _, model, training),) = settings(RUN, [])
     assert (field, model, training.batch_size) == (costs.DEVICES, SMALL, 16)
 
 
@@ -127,8 +132,8 @@ def on_this_machine(topology):
 @pytest.mark.parametrize(
     ("topologies", "message"),
     [
-        (["v5e:2x4", "v3:2x2"], "topology is 'v3:2x2'; allowed: slices of v5e, v5p, v6e"),
-        ([], "topology is ''; allowed: a slice, or several without vary"),
+        (["v5e:2x4", "v3:2x2"], "--topology is 'v3:2x2'; allowed: slices of v5e, v5p, v6e"),
+        ([], "--topology is ''; allowed: a slice, or several without --vary"),
         (["v5e:2x4", "v5e:1x3"], r"training.batch_size is 16; allowed: multiples of .* \(3\)"),
     ],
 )
@@ -136,7 +141,7 @@ def test_all_cases_are_checked_before_the_first_is_compiled(monkeypatch, topolog
     monkeypatch.setattr(costs, "make_devices", on_this_machine)
     monkeypatch.setattr(aot, "compile_step", lambda *_: pytest.fail("it was compiled"))
     with pytest.raises(ValueError, match=message):
-        compile_cases(SETTINGS, topologies, [])
+        compile_cases(RUN, topologies, [])
 
 
 def test_operations_grow_by_the_same_with_every_group(monkeypatch):
@@ -147,7 +152,7 @@ def test_operations_grow_by_the_same_with_every_group(monkeypatch):
 
     monkeypatch.setattr(costs, "make_devices", on_this_machine)
     monkeypatch.setattr(aot, "compile_step", traced)
-    cases = compile_cases(SETTINGS, ["v5e:1x1"], [("model.num_groups", [2, 3, 4])])
+    cases = compile_cases(RUN, ["v5e:1x1"], [("model.num_groups", [2, 3, 4])])
     assert [(c.field, c.value) for c in cases] == [("model.num_groups", n) for n in (2, 3, 4)]
     few, more, most = (case.report.flops for case in cases)
     assert most - more == more - few > 0
@@ -161,7 +166,7 @@ def test_a_case_that_does_not_fit_is_said_and_left_out(monkeypatch, capsys):
 
     monkeypatch.setattr(costs, "make_devices", on_this_machine)
     monkeypatch.setattr(aot, "compile_step", compiled)
-    cases = compile_cases(SETTINGS, ["v5e:2x4"], [("model.num_groups", [2, 3, 4])])
+    cases = compile_cases(RUN, ["v5e:2x4"], [("model.num_groups", [2, 3, 4])])
     assert [case.value for case in cases] == [2, 4]
     assert "does not fit: 7G over" in capsys.readouterr().out
 
@@ -172,20 +177,20 @@ def test_a_case_that_needs_more_memory_than_there_is_is_left_out(monkeypatch, ca
 
     monkeypatch.setattr(costs, "make_devices", lambda name: (on_this_machine(name)[0], 3 * 2**30))
     monkeypatch.setattr(aot, "compile_step", compiled)
-    cases = compile_cases(SETTINGS, ["v5e:2x4"], [("model.num_groups", [2, 3, 4])])
+    cases = compile_cases(RUN, ["v5e:2x4"], [("model.num_groups", [2, 3, 4])])
     assert [case.value for case in cases] == [2, 3]
     assert "v5e:2x4, model.num_groups 4\n" in capsys.readouterr().out
 
 
 def test_slices_and_a_field_at_once_are_refused():
-    with pytest.raises(ValueError, match="topology is 'v5e:1x1,v5e:2x2'; allowed: a slice, or"):
-        compile_cases(SETTINGS, ["v5e:1x1", "v5e:2x2"], [("model.num_groups", [2, 3])])
+    with pytest.raises(ValueError, match="--topology is 'v5e:1x1,v5e:2x2'; allowed: a slice, or"):
+        compile_cases(RUN, ["v5e:1x1", "v5e:2x2"], [("model.num_groups", [2, 3])])
 
 
 def test_parameters_in_shards_are_refused(monkeypatch):
     monkeypatch.setattr(costs, "make_devices", on_this_machine)
     with pytest.raises(ValueError, match=r"training\.parameter_shards is 2; allowed: 1"):
-        compile_cases(SETTINGS, ["v5e:1x2"], [("training.parameter_shards", [2])])
+        compile_cases(RUN, ["v5e:1x2"], [("training.parameter_shards", [2])])
 
 
 def test_files_of_several_runs_make_one_table_and_picture(tmp_path):
@@ -211,5 +216,5 @@ def test_files_of_several_runs_make_one_table_and_picture(tmp_path):
 def test_other_files_are_refused_by_name(tmp_path, text):
     path = tmp_path / "other.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"other.json is not what --json writes"):
+    with pytest.raises(ValueError, match=r"other.json.*; allowed: a file that --json"):
         read_cases([str(path)])

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from nvae_jax.data.images import ImageReader
-from nvae_jax.tools import loading
+from nvae_jax.measuring import loading
 
 
 def test_every_loader_reads_every_kind(monkeypatch):

@@ -7,7 +7,8 @@ import pytest
 
 from nvae_jax.data.loading import LoadingConfig
 from nvae_jax.data.sources import Dataset
-from nvae_jax.measuring.workloads import compilation, compile_for, load, random_batch
+from nvae_jax.measuring.compiled import compile_for
+from nvae_jax.measuring.workloads import compilation, load, random_batch
 
 
 def test_random_batch_is_the_same_every_time_and_as_the_loader_makes_it():

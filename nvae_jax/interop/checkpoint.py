@@ -43,6 +43,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> OfficialCheckpoint:
       ConfigError: PyTorch is not installed, or the file is missing or damaged, asks for more, or is
         not a checkpoint of a training run.
     """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise ConfigError(f"{path} does not exist; allowed: an official checkpoint.pt")
     try:
         import torch
     except ImportError as error:
@@ -50,9 +53,6 @@ def read_checkpoint(path: str | os.PathLike[str]) -> OfficialCheckpoint:
             "reading official checkpoints requires PyTorch: pip install 'nvae-jax[torch]'"
         ) from error
 
-    path = os.fspath(path)
-    if not os.path.isfile(path):
-        raise ConfigError(f"{path} does not exist; allowed: an official checkpoint.pt")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             # The format before PyTorch 1.6 is no zip file and cannot be mapped.

@@ -1,17 +1,17 @@
-"""What a benchmark measured, as tables, JSON and pictures, and several of them side by side."""
+"""The results of a benchmark as tables, JSON and pictures, and several of them side by side."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from nvae_jax.errors import ConfigError
+from nvae_jax.measuring.results import aligned, new_figure, save_figure
 from nvae_jax.measuring.roofline import Machine, share
 from nvae_jax.measuring.timing import Row
 
-SCALED = {("train", "step"), ("evaluate", "NELBO")}  # what the picture of scaling shows
+SCALED = {("train", "step"), ("evaluate", "NELBO")}  # the rows in the picture of scaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Benchmark:
 
     Attributes:
       environment: platform, device, devices, versions and date, plain values.
-      config: the name of the configuration.
+      config: the name of the configuration's file.
       overrides: fields that were set on the command line, by dotted name.
       settings: the whole configuration, plain values.
       machine: the measured limits of one device.
-      rows: what was measured.
+      rows: the measurements.
     """
 
     environment: dict[str, Any]
@@ -36,36 +36,30 @@ class Benchmark:
 
     @property
     def batch_size(self) -> int:
-        """Images in an update, over all devices."""
+        """Images per update, over all devices."""
         return self.settings["training"]["batch_size"]
 
 
-def to_json(benchmark: Benchmark) -> str:
-    """All of it, with every repeat, and what follows from it for whoever reads it elsewhere."""
+def to_plain(benchmark: Benchmark) -> dict[str, Any]:
+    """All of it as plain values, with every repeat, and the figures that follow from them."""
     fields = dataclasses.asdict(benchmark)
     for row, values in zip(benchmark.rows, fields["rows"], strict=True):
         values["median"] = row.median
         values["rate"] = row.rate
         values["share"] = dataclasses.asdict(share(benchmark.machine, row))
-    return json.dumps(fields, indent=2) + "\n"
+    return fields
 
 
-def from_json(text: str) -> Benchmark:
-    """The benchmark that `to_json` wrote.
-
-    Raises: ValueError if the text is something else.
-    """
-    try:
-        fields = json.loads(text)
-        known = {field.name for field in dataclasses.fields(Row)}
-        rows = [Row(**{k: v for k, v in row.items() if k in known}) for row in fields.pop("rows")]
-        return Benchmark(machine=Machine(**fields.pop("machine")), rows=rows, **fields)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"it is not what --json of the benchmark writes ({error})") from error
+def from_plain(values: dict[str, Any]) -> Benchmark:
+    """The benchmark that `to_plain` described; anything else raises the errors of `read_json`."""
+    fields = dict(values)
+    known = {field.name for field in dataclasses.fields(Row)}
+    rows = [Row(**{k: v for k, v in row.items() if k in known}) for row in fields.pop("rows")]
+    return Benchmark(machine=Machine(**fields.pop("machine")), rows=rows, **fields)
 
 
 def table(benchmark: Benchmark) -> str:
-    """Everything for the terminal; columns that say nothing are left out."""
+    """A table for the terminal; empty columns are left out."""
     machine = benchmark.machine
     lines = [
         ", ".join(f"{name} {value}" for name, value in benchmark.environment.items()),
@@ -89,16 +83,7 @@ def _loading_share(rows: Sequence[Row]) -> list[str]:
     if not {("train", "step"), ("load", "batch")} <= set(medians):
         return []
     part = medians["load", "batch"] / medians["train", "step"]
-    return ["", f"reading a batch takes {part:.1%} of the time of a step, and is done beside it"]
-
-
-def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
-        for line in cells
-    ]
+    return ["", f"reading a batch takes {part:.1%} of the time of a step, and overlaps with it"]
 
 
 def _optional(value: float | None, form: str = "{:.4g}") -> str:
@@ -139,10 +124,11 @@ _COLUMNS: dict[str, Callable[[Row, Machine], str]] = {
 
 
 def speedups(benchmarks: Sequence[Benchmark]) -> list[tuple[str, list[Row | None], list[float]]]:
-    """What several benchmarks measured in common with the first.
+    """The measurements that several benchmarks have in common with the first.
 
-    Returns: by name, the rows, None where a benchmark lacks it, and how many times as fast as the
-      first each is (NaN for those): in images a second where the row has images, else in runs.
+    Returns: (name, rows, speeds) for each. A row is None where a benchmark lacks it. Speeds are
+      relative to the first benchmark (NaN for None): of images where the row has images, else of
+      calls.
     """
     found = []
     for first in benchmarks[0].rows:
@@ -162,7 +148,7 @@ def _speed(row: Row) -> float:
 
 
 def comparison(names: Sequence[str], benchmarks: Sequence[Benchmark]) -> str:
-    """Milliseconds side by side, and how many times as fast as the first the others are."""
+    """A table of milliseconds side by side, with speeds relative to the first."""
     header = [""]
     for number, name in enumerate(names):
         header += [f"{name}, ms"] + (["times as fast"] if number else [])
@@ -177,11 +163,12 @@ def comparison(names: Sequence[str], benchmarks: Sequence[Benchmark]) -> str:
 
 
 def scaling(benchmarks: Sequence[Benchmark]) -> tuple[str, dict[str, list[tuple[int, float]]]]:
-    """Images a second against the number in which benchmarks differ.
+    """Images per second against the number in which benchmarks differ.
 
-    Returns: `devices` or `images in a batch`, and (number, images a second) by what was measured.
+    Returns: `devices` or `images in a batch`, and (number, images per second) by measurement.
 
-    Raises: ValueError if they differ in neither.
+    Raises:
+      ConfigError: they differ in neither.
     """
     axes: dict[str, Callable[[Benchmark], int]] = {
         "devices": lambda benchmark: benchmark.environment["devices"],
@@ -200,24 +187,20 @@ def scaling(benchmarks: Sequence[Benchmark]) -> tuple[str, dict[str, list[tuple[
 
 
 def draw_scaling(benchmarks: Sequence[Benchmark], path: str) -> None:
-    """Writes the picture of `scaling` to the file `path`."""
-    import matplotlib.figure
-
+    """Draws `scaling` to the file `path`."""
     axis, lines = scaling(benchmarks)
-    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
+    figure = new_figure(6, 4)
     axes = figure.subplots()
     for what, points in lines.items():
         axes.plot(*zip(*points, strict=True), marker="o", label=what)
     axes.set(xlabel=axis, ylabel="images/s", ylim=(0, None), title=benchmarks[0].config)
     axes.legend()
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def draw_benchmark(benchmark: Benchmark, path: str) -> None:
-    """Writes the split of the step, where there is one, and the roofline to the file `path`."""
-    import matplotlib.figure
-
-    figure = matplotlib.figure.Figure(figsize=(11, 4), layout="constrained")
+    """Draws the parts of the step, where they were measured, and the roofline to a file."""
+    figure = new_figure(11, 4)
     bar, roofline = figure.subplots(1, 2, width_ratios=[1, 2])
     bottom = 0.0
     for row in benchmark.rows:
@@ -249,4 +232,4 @@ def draw_benchmark(benchmark: Benchmark, path: str) -> None:
     if any(row.what != "operations" for _, _, row in points):
         roofline.legend(fontsize="small")
     figure.suptitle(f"{benchmark.config} on {benchmark.environment['device_kind']}")
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)

@@ -9,7 +9,6 @@ import collections
 import dataclasses
 import math
 import re
-from typing import Any
 
 COLLECTIVES = (
     "all-reduce",
@@ -80,21 +79,6 @@ class Traffic:
     bytes: float
     collectives: dict[str, int]
     collective_bytes: dict[str, float]
-
-
-def peak_memory(compiled: Any) -> int:
-    """Bytes that a compiled program takes on each device, all together.
-
-    Arguments, temporaries, results that are not written over arguments, and the program itself.
-    """
-    memory = compiled.memory_analysis()
-    return (
-        memory.argument_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.generated_code_size_in_bytes
-    )
 
 
 def traffic(text: str) -> Traffic:

@@ -1,6 +1,6 @@
-"""The operations that a model is made of, at the model's own shapes, in every formulation.
+"""The operations of a model, at the model's own shapes, in every formulation.
 
-On which platform which formulation of an operation is fastest can only be measured.
+Which formulation is fastest on a platform can only be measured.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Formulation = tuple[Callable[..., Any], Callable[..., Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A resolution of a model, both towers' channels there, and how far its cells expand them."""
+    """A resolution of a model, with the channels of both towers and the expansion in its cells."""
 
     height: int
     width: int
@@ -48,12 +48,12 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """What is to be computed.
+    """An operation to measure.
 
     Attributes:
-      name: with its resolution and channels.
+      name: with resolution and channels.
       arguments: trees of `jax.ShapeDtypeStruct`.
-      formulations: ways to compute it; FLOPs are counted in the first.
+      formulations: of the same result; FLOPs are counted in the first.
     """
 
     name: str
@@ -81,10 +81,10 @@ def places(config: ModelConfig) -> list[Place]:
 
 
 def operations(config: ModelConfig, batch_size: int) -> list[Operation]:
-    """The operations of the paper's cells at every place, for images of one device.
+    """The operations of the paper's cells at every place, for `batch_size` images.
 
-    The encoder's 3×3 convolution; of the decoder's cells, the expanding 1×1 and the depthwise 5×5
-    convolution and the batch norm and swish between them, and the squeeze-and-excitation.
+    They are the encoder's 3×3 convolution and, of the decoder's cells, the expanding 1×1 and the
+    depthwise 5×5 convolution, the batch norm and swish between them, and squeeze-and-excitation.
     """
     found = []
     for place in places(config):
@@ -159,7 +159,7 @@ NORMALIZATION = {
 def measure_operations(config: ModelConfig, batch_size: int, repeats: int) -> list[Row]:
     """Forward and gradient of every operation in every formulation, on one device.
 
-    Bytes are those of arguments and results, each once: what an operation on its own must move.
+    Bytes are those of arguments and results, each counted once: the least that must be moved.
     """
     rows = []
     for operation in operations(config, batch_size):
@@ -207,7 +207,7 @@ def _counts(operation: Operation, g: Any) -> dict[str, dict[str, Any]]:
 
 
 def count_bytes(tree: Any) -> int:
-    """Of all arrays, or shapes of arrays, of a tree."""
+    """Bytes of all arrays, or shapes of arrays, of a tree."""
     return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
 
 

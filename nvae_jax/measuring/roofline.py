@@ -1,4 +1,4 @@
-"""What a device can do at most, as measured, and how near to it a program comes.
+"""The measured limits of a device, and the part of them that a program reaches.
 
 The roofline (Williams et al., 2009): a program of F operations and D bytes takes at least
 F / matrix rate and at least D / bandwidth. The longer of the two binds.
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from nvae_jax.measuring.timing import Row, measure
 
 SMALLEST_MATRIX, LARGEST_MATRIX = 512, 16384
-LONG_ENOUGH = 0.05  # seconds of a matrix product after which no larger one is tried
-TRIAD_BYTES = 2**28  # of each of its arrays: more than caches hold
+LONG_ENOUGH = 0.05  # seconds of a matrix product; no larger one is tried after it
+TRIAD_BYTES = 2**28  # of each array: more than caches hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Machine:
     """The measured limits of one device.
 
     Attributes:
-      matrix_rate: operations a second of the best square matrix product, a multiplication and an
-        addition counted as two, in the model's dtype at JAX's default precision.
-      bandwidth: bytes a second of main memory, reading two arrays and writing one.
-      call: seconds of a call that computes nothing worth mentioning.
+      matrix_rate: operations per second of the fastest square matrix product, in the model's dtype
+        at JAX's default precision; a multiplication and an addition count as two.
+      bandwidth: bytes per second of main memory, reading two arrays and writing one.
+      call: seconds of a call that adds two numbers.
     """
 
     matrix_rate: float
@@ -37,12 +37,12 @@ class Machine:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """How near to its limits a device comes with a program; None: that was not counted.
+    """The parts of a device's limits that a program reaches; None: that was not counted.
 
     Attributes:
-      matrix: part of the matrix rate that is reached.
-      bandwidth: part of the memory's bandwidth; more than 1 where caches serve what counts as main
-        memory.
+      matrix: part of the matrix rate.
+      bandwidth: part of the memory's bandwidth; more than 1 where caches serve accesses that are
+        counted as main memory's.
       bound: the limit that is nearer, matrix or memory.
     """
 
@@ -66,7 +66,7 @@ def measure_machine(dtype: str, repeats: int = 5) -> Machine:
 
 
 def measure_bandwidth(size: int, repeats: int) -> float:
-    """Bytes a second of x ← x / 2 + y in place, for arrays of `size` bytes."""
+    """Bytes per second of x ← x / 2 + y in place, for arrays of `size` bytes."""
     triad = jax.jit(lambda x, y: 0.5 * x + y, donate_argnums=0)
     x, y = jnp.ones((2, size // 4))
 
@@ -83,7 +83,7 @@ def _seconds(function: Any, arguments: tuple[Any, ...], repeats: int) -> float:
 
 
 def share(machine: Machine, row: Row) -> Share:
-    """How near a measurement comes to the machine's limits."""
+    """The parts of the machine's limits that a measurement reaches."""
     matrix = None if row.flops is None else row.flops / machine.matrix_rate / row.median
     bandwidth = None if row.bytes is None else row.bytes / machine.bandwidth / row.median
     bound = None

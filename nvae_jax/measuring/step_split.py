@@ -11,8 +11,9 @@ import optax
 from jax import Array
 
 from nvae_jax.compilation import jit_on
+from nvae_jax.measuring.compiled import Compiled, compile_for
 from nvae_jax.measuring.timing import WARM_UP, Row, measure
-from nvae_jax.measuring.workloads import STEPS_PER_EPOCH, Compiled, Workload, compile_for
+from nvae_jax.measuring.workloads import STEPS_PER_EPOCH, Workload
 from nvae_jax.model.tower import loop_unroll
 from nvae_jax.training.optimizer import make_links
 from nvae_jax.training.program import batch_pixels
@@ -22,7 +23,7 @@ BETA, REGULARIZATION = 0.5, 1e-2  # weights of the middle of training; they cost
 
 
 def train(work: Workload) -> list[Row]:
-    """The update and its parts, see `split`. It leaves a state that has gone some steps further."""
+    """The update and its parts, see `split`. The state of `work` goes on by some steps."""
     size = work.mesh.size
     update = compile_for(work.program.update, work.state, work.batch, devices=size)
 
@@ -30,7 +31,7 @@ def train(work: Workload) -> list[Row]:
         work.state, metrics = update.call(work.state, work.batch)
         return metrics
 
-    # The first update has more rounds of power iteration; the parts shall see a later state.
+    # The first update has more rounds of power iteration; the parts are measured on a later state.
     for _ in range(WARM_UP):
         jax.block_until_ready(step())
     peak = (work.mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use")
@@ -46,8 +47,8 @@ def train(work: Workload) -> list[Row]:
 def split(seconds: Mapping[str, list[float]]) -> dict[str, list[float]]:
     """A step's parts, whose sum it is in every repeat.
 
-    `backward` is what the gradient takes longer than the forward pass alone, `rest` what the step
-    takes longer than its parts one by one; the compiler may also make it shorter.
+    `backward` is the time of the gradient less that of the forward pass, `rest` the time of the
+    step less that of its parts one by one; it is negative where the compiler joins parts.
 
     Args:
       seconds: of `step`, `input`, `forward`, `gradient`, `spectral` and `optimiser`.
@@ -66,7 +67,7 @@ def split(seconds: Mapping[str, list[float]]) -> dict[str, list[float]]:
 
 
 def _parts(work: Workload) -> tuple[dict[str, Callable[[], Any]], dict[str, dict[str, Any]]]:
-    """What `split` asks for but the step, and what is counted of each part, by name."""
+    """The functions that `split` requires beside the step, and the counts of each, by name."""
     training, devices = work.training, work.mesh.size
     key = jax.random.key(training.seed)
     links = make_links(training, STEPS_PER_EPOCH, work.mesh)
@@ -79,7 +80,7 @@ def _parts(work: Workload) -> tuple[dict[str, Callable[[], Any]], dict[str, dict
     def add(name: str, function: Callable[..., Any], get: Callable[[], tuple[Any, ...]]) -> Any:
         """Compiles a part and returns what it computes."""
         part = compiled[name] = compile_for(jit_on(work.mesh, function), *get(), devices=devices)
-        # Asked for at every call, because an update takes the memory of the state before it.
+        # Read at every call, because an update overwrites the state before it.
         calls[name] = lambda: part.call(*get())
         return calls[name]()
 

@@ -1,4 +1,4 @@
-"""How long functions take: in turns, because other work on a machine comes and goes."""
+"""The time of functions, measured in turns, because the other load of a machine varies."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 
 import jax
 
-WARM_UP = 2  # calls before the first that counts
-AT_LEAST = 0.02  # seconds that one measurement should last
+WARM_UP = 2  # calls that are not counted
+AT_LEAST = 0.02  # seconds that a measurement should last
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One thing that was measured; counts are of one run of it, on each device.
+    """A measurement; its counts are of one call, per device.
 
     Attributes:
       what: the part of the benchmark, such as `train`.
-      name: of the thing, unique in that part.
-      seconds: that one run took, one a repeat.
-      images: in a run, over all devices; None: images are not what it works on.
-      draws: of latents for every image; None: one.
-      flops: of convolutions and matrix products.
-      bytes: read and written in main memory.
-      memory: that it needs at its peak, as the compiler plans it.
-      peak: most memory of a device in use since the process began, where the platform tells.
+      name: unique in that part.
+      seconds: duration of one call, for each repeat.
+      images: per call, over all devices; None: the function does not work on images.
+      draws: of latents per image; None: one.
+      flops: in convolutions and matrix products.
+      bytes: read from and written to main memory.
+      memory: bytes that it requires at its peak, as the compiler plans them.
+      peak: the most bytes of a device in use since the process began, where the platform tells.
     """
 
     what: str
@@ -42,12 +42,12 @@ class Row:
 
     @property
     def median(self) -> float:
-        """Of the seconds."""
+        """The median of the seconds."""
         return statistics.median(self.seconds)
 
     @property
     def rate(self) -> float | None:
-        """Images a second, or draws of all images a second; None where there are no images."""
+        """Images per second, or draws per second of all images; None without images."""
         return self.images * (self.draws or 1) / self.median if self.images else None
 
 
@@ -56,15 +56,15 @@ def measure(
     repeats: int,
     at_least: float = AT_LEAST,
 ) -> dict[str, list[float]]:
-    """Seconds of a call, for every function, `repeats` times.
+    """Seconds per call of every function, `repeats` times.
 
-    The functions take turns. A measurement is of as many calls in a row as last `at_least` seconds.
-    On accelerators they queue, so that the time to start one hides behind the one before; on CPU
-    each is waited for, since otherwise calls would share the cores. A call that does not count goes
-    before, because the function whose turn it was has filled the caches.
+    The functions take turns. Each measurement is of consecutive calls that last about `at_least`
+    seconds. On accelerators the calls queue, so that starting one overlaps with the one before; on
+    CPU each is waited for, since calls would otherwise share the cores. One call before each
+    measurement is not counted, because the function before it has filled the caches.
 
     Args:
-      functions: of no arguments; what they return is waited for.
+      functions: without arguments; their results are waited for.
       repeats: measurements of each.
       at_least: seconds that a measurement should last.
     """
@@ -93,9 +93,9 @@ def _seconds(function: Callable[[], Any], calls: int) -> float:
 
 
 def images_per_second(batches: Any, batch_size: int, seconds: float) -> float:
-    """How fast an iterator over batches is read, measured over about so many seconds."""
+    """Images per second of an iterator over batches, measured for about `seconds`."""
     for _ in range(16):
-        next(batches)  # more than what loaders keep ready
+        next(batches)  # more than loaders keep ready
     start, number = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - start) < seconds:
         next(batches)

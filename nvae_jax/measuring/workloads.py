@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import tempfile
 import time
@@ -20,8 +19,7 @@ from nvae_jax.compilation import jit_on
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.evaluation.likelihood import make_image_likelihood, make_validation_terms
 from nvae_jax.evaluation.sampling import make_draw, make_sampler
-from nvae_jax.measuring.flops import count_flops
-from nvae_jax.measuring.hlo import peak_memory, traffic
+from nvae_jax.measuring.compiled import compile_for
 from nvae_jax.measuring.timing import Row, images_per_second, measure
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.folding import fold
@@ -29,18 +27,18 @@ from nvae_jax.parallel import batch_sharding, replicated, shard_batch
 from nvae_jax.training.program import make_program
 from nvae_jax.training.state import TrainState
 
-STEPS_PER_EPOCH = 1000  # a number in the schedule, nothing else
-DRAWS = 8  # importance weights of an image
+STEPS_PER_EPOCH = 1000  # only a number in the schedule
+DRAWS = 8  # importance weights per image
 
 
 class Workload:
-    """A configuration on a mesh, with a state that its first user initialises.
+    """A configuration on a mesh, with a state that is initialised when it is first used.
 
     Args:
-      model: of the configuration.
-      training: of the configuration.
+      model: the network.
+      training: how it is trained.
       mesh: the devices.
-      repeats: measurements of each thing.
+      repeats: measurements of each row.
       batch: as the loader makes it; None: images of random bytes, the same every time.
     """
 
@@ -60,7 +58,7 @@ class Workload:
 
     @property
     def state(self) -> TrainState:
-        """The state that the last update left."""
+        """The state after the last update."""
         if self._state is None:
             self._state = self.program.init(self.batch, np.uint32(self.training.seed))
         return self._state
@@ -78,31 +76,8 @@ def random_batch(shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {"image": image, "index": index, "epoch": np.zeros(size, np.int32)}
 
 
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-    """A compiled function and what the fields of `Row` say of it."""
-
-    call: Callable[..., Any]
-    flops: float
-    bytes: float
-    memory: int
-
-    @property
-    def counts(self) -> dict[str, Any]:
-        """The fields of a `Row`."""
-        return {"flops": self.flops, "bytes": self.bytes, "memory": self.memory}
-
-
-def compile_for(function: Any, *arguments: Any, devices: int = 1) -> Compiled:
-    """Compiles a function of `jax.jit` that so many devices share."""
-    traced = function.trace(*arguments)
-    compiled = traced.lower().compile()
-    flops = count_flops(traced.jaxpr) / devices
-    return Compiled(compiled, flops, traffic(compiled.as_text()).bytes, peak_memory(compiled))
-
-
 def sample(work: Workload, num_images: int) -> list[Row]:
-    """So many samples from the prior at once, on one device.
+    """Drawing `num_images` samples from the prior at once, on one device.
 
     As `--mode sample` draws them, with folded batch norms, and as the pictures of training are
     drawn, from the variables as they are.
@@ -165,7 +140,7 @@ def evaluate(work: Workload) -> list[Row]:
 
 
 def compilation(work: Workload) -> list[Row]:
-    """Tracing and compiling of a run's start, with an empty persistent cache and a full one."""
+    """Tracing and compiling what a run starts with, with an empty and a full persistent cache."""
     rows = []
     functions = {
         "init": (work.program.init, (work.program.batch, np.uint32(0))),
@@ -187,7 +162,7 @@ def compilation(work: Workload) -> list[Row]:
 
 @contextlib.contextmanager
 def _fresh_cache() -> Iterator[None]:
-    """JAX's persistent cache in a new folder, which takes everything and is removed at the end."""
+    """JAX's persistent cache in a new folder that stores all programs and is removed at the end."""
     changed = {
         "jax_compilation_cache_dir": "",
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -209,7 +184,7 @@ def _fresh_cache() -> Iterator[None]:
 def load(
     dataset: Any, loading: Any, batch_size: int, seed: int, repeats: int, seconds: float = 2.0
 ) -> list[Row]:
-    """A batch from the loader of a run, every measurement so many seconds long."""
+    """Reading a batch with the loader of a run; each measurement lasts `seconds`."""
     from nvae_jax.data.loader import train_batches
 
     batches = train_batches(dataset, batch_size, seed, loading=loading)

@@ -1,190 +1,43 @@
-"""How fast batches are read: `python -m nvae_jax.tools.loading`.
+"""How fast batches are read, by our loader and by torch's.
 
-Three kinds of data on disk: CIFAR-like (32×32 PNG images), CelebA-like (178×218 JPEG images, of
-which the face is cut out and resized to 64×64) and FFHQ-like (256×256 PNG images), each as LMDB
-files, made of scikit-learn's photographs. Where torch is installed, its DataLoader reads the same
-source in turn with ours: one image at a time, as it reads any dataset that has no `__getitems__`.
+Command: python -m nvae_jax.tools.loading --workers 0 2
+
+It requires scikit-learn, whose photographs it stores in a temporary folder; see docs/data.md.
 """
 
-import contextlib
+from __future__ import annotations
+
 import dataclasses
-import functools
-import io
-import itertools
 import json
-import os
-import statistics
-import tempfile
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-from PIL import Image
-
-from nvae_jax.command_line import Parser
-from nvae_jax.data.images import ImageReader, crop_and_resize
-from nvae_jax.data.loader import train_batches
-from nvae_jax.data.loading import LoadingConfig
-from nvae_jax.data.sources import Dataset, Source
-from nvae_jax.data.sources.base import Decoded
-from nvae_jax.data.sources.lmdb import LmdbRecords
-from nvae_jax.image_spec import ImageSpec
-from nvae_jax.measuring.timing import images_per_second
-
-FACE = functools.partial(crop_and_resize, box=(15, 40, 163, 188), height=64, width=64)
+from nvae_jax.command_line import door
+from nvae_jax.measuring.loading import measure_loading, table
+from nvae_jax.measuring.settings import at_least, make_parser, parse
 
 
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """A kind of data: how it is stored, how it is read, and images in a batch."""
-
-    height: int
-    width: int
-    file_format: str
-    reader: ImageReader
-    batch_size: int
-
-
-KINDS = {
-    "CIFAR-like 32² PNG": Kind(32, 32, "png", ImageReader(), 256),
-    "CelebA-like JPEG to 64²": Kind(218, 178, "jpeg", ImageReader(3, FACE), 128),
-    "FFHQ-like 256² PNG": Kind(256, 256, "png", ImageReader(), 32),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """A measurement: images/s of one loader with one number of workers, all repetitions."""
-
-    kind: str
-    loader: str
-    num_workers: int
-    images_per_second: list[float]
-
-
-def measure_loading(
-    workers: tuple[int, ...] = (0, 1, 2), repetitions: int = 5, seconds: float = 2.0
-) -> list[Record]:
-    """Images per second for every kind, loader and number of workers.
-
-    The loaders take turns, so that a machine that others use slows down both, and each is closed
-    before the next one starts. The time that workers need to start does not count.
-
-    Args:
-      workers: numbers of worker processes; 0 reads in the process itself.
-      repetitions: measurements of each.
-      seconds: that one takes.
-    """
-    records = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name, kind in KINDS.items():
-            source = make_source(os.path.join(folder, kind.file_format + str(kind.height)), kind)
-            for num_workers in workers:
-                rates: dict[str, list[float]] = {loader: [] for loader in LOADERS}
-                for _ in range(repetitions):
-                    for loader, start in LOADERS.items():
-                        with (
-                            contextlib.suppress(ImportError),
-                            start(source, kind, num_workers) as b,
-                        ):
-                            rates[loader].append(images_per_second(b, kind.batch_size, seconds))
-                records += [
-                    Record(name, loader, num_workers, values)
-                    for loader, values in rates.items()
-                    if values
-                ]
-    return records
-
-
-def make_source(path: str, kind: Kind, number: int = 1024) -> Source:
-    """Writes `number` crops of photographs to an LMDB file at `path` and opens it."""
-    import lmdb
-    from sklearn.datasets import load_sample_images
-
-    photos = [Image.fromarray(image) for image in load_sample_images().images]
-    rng = np.random.default_rng(0)
-    with (
-        lmdb.open(path, map_size=2**30) as environment,
-        environment.begin(write=True) as transaction,
-    ):
-        for i in range(number):
-            photo = photos[i % len(photos)]
-            left = int(rng.integers(photo.width - kind.width + 1))
-            top = int(rng.integers(photo.height - kind.height + 1))
-            stream = io.BytesIO()
-            photo.crop((left, top, left + kind.width, top + kind.height)).save(
-                stream, kind.file_format
-            )
-            transaction.put(str(i).encode(), stream.getvalue())
-    return Decoded(LmdbRecords(path), kind.reader)
-
-
-@contextlib.contextmanager
-def _ours(source: Source, kind: Kind, num_workers: int) -> Iterator[Iterator[Any]]:
-    """Shuffled batches by our loader."""
-    dataset = Dataset("photos", ImageSpec(*source[0].shape), train=source, test=source)
-    loading = LoadingConfig(num_workers=num_workers)
-    batches = train_batches(dataset, kind.batch_size, seed=0, loading=loading)
-    yield batches
-    batches.close()
-
-
-@contextlib.contextmanager
-def _torch(source: Any, kind: Kind, num_workers: int) -> Iterator[Iterator[Any]]:
-    """Shuffled batches of the same source by torch's DataLoader, epoch after epoch."""
-    from torch.utils.data import DataLoader
-
-    loader: Any = DataLoader(
-        source,
-        batch_size=kind.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        multiprocessing_context="spawn" if num_workers else None,
-        collate_fn=_stack,
-    )
-    yield itertools.chain.from_iterable(itertools.repeat(loader))
-    loader._iterator = None  # ends the workers
-
-
-LOADERS = {"nvae_jax": _ours, "torch": _torch}
-
-
-def _stack(images: list[np.ndarray]) -> Any:
-    """A batch as torch moves it best between processes: a tensor."""
-    import torch
-
-    return torch.from_numpy(np.stack(images))
-
-
-def table(records: list[Record]) -> str:
-    """Medians of the records, and their spread, as a Markdown table."""
-    lines = [
-        "| data | workers | loader | images/s | lowest | highest |",
-        "|---|---|---|---|---|---|",
-    ]
-    for r in records:
-        rates = r.images_per_second
-        figures = (statistics.median(rates), min(rates), max(rates))
-        cells = (r.kind, str(r.num_workers), r.loader, *(f"{x:,.0f}" for x in figures))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measures and prints, as a table or as JSON."""
-    parser = Parser(description=measure_loading.__doc__)
-    parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--json", action="store_true", help="all repetitions as JSON")
-    arguments = parser.parse_args()
-    records = measure_loading(tuple(arguments.workers), arguments.repetitions, arguments.seconds)
-    if arguments.json:
-        print(json.dumps([dataclasses.asdict(record) for record in records], indent=2))
-    else:
-        print(table(records))
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        "--workers",
+        type=at_least(0),
+        nargs="*",
+        default=[0, 1, 2],
+        help="numbers of worker processes; 0: the process itself",
+    )
+    parser.add_argument("--repetitions", type=at_least(1), default=5, help="measurements of each")
+    parser.add_argument(
+        "--seconds", type=at_least(0, float), default=2.0, help="duration of one measurement"
+    )
+    parser.add_argument("--json", action="store_true", help="print all repetitions as JSON")
+    with door():
+        options = parse(parser, argv)
+        records = measure_loading(options.workers, options.repetitions, options.seconds)
+        if options.json:
+            print(json.dumps([dataclasses.asdict(record) for record in records], indent=2))
+        else:
+            print(table(records))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,171 @@
+"""Whether a run fits, and what its update moves: the real train step, compiled for any devices."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from nvae_jax.config.training import TrainingConfig
+from nvae_jax.errors import ConfigError
+from nvae_jax.measuring.compiled import compile_for
+from nvae_jax.measuring.hlo import Traffic
+from nvae_jax.measuring.workloads import STEPS_PER_EPOCH
+from nvae_jax.model.architecture import ModelConfig, Remat
+from nvae_jax.training.program import make_program
+
+GIB = 2**30
+# Memory of a device as JAX counts devices, from the makers' documentation.
+TPU_MEMORY = {"v2": 8, "v3": 16, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """One compilation; all figures are of one update, per device.
+
+    Attributes:
+      devices: how many share the update.
+      remat: what the backward pass recomputes, `model.remat`.
+      accumulation_steps: parts of the batch, `training.accumulation_steps`.
+      batch_per_device: images.
+      arguments: bytes of parameters, optimiser state and batch.
+      temporaries: bytes.
+      peak: bytes that the program requires all together, itself included.
+      flops: in convolutions and matrix products, recomputation included; the mean over devices.
+      traffic: bytes of main memory, and collectives.
+      seconds: duration of the compilation.
+    """
+
+    devices: int
+    remat: str
+    accumulation_steps: int
+    batch_per_device: int
+    arguments: int
+    temporaries: int
+    peak: int
+    flops: float
+    traffic: Traffic
+    seconds: float
+
+    def __str__(self) -> str:
+        moved = self.traffic.collective_bytes
+        collectives = (
+            f"{count} {name} ({moved[name] / 1e6:.1f} MB)"
+            for name, count in sorted(self.traffic.collectives.items())
+        )
+        return (
+            f"remat {self.remat}, {self.batch_per_device} image(s) per device in "
+            f"{self.accumulation_steps} part(s)\n"
+            f"  memory       {self.peak / GIB:.2f} GiB: arguments {self.arguments / GIB:.2f}, "
+            f"temporaries {self.temporaries / GIB:.2f}\n"
+            f"  work         {self.flops / 1e12:.2f} TFLOP, {self.traffic.bytes / 1e9:.1f} GB of "
+            "memory traffic\n"
+            f"  collectives  {', '.join(collectives) or 'none'}\n"
+            f"  compiled in  {self.seconds:.0f} s"
+        )
+
+
+def compile_step(config: ModelConfig, training: TrainingConfig, mesh: Mesh) -> Report:
+    """Compiles the update that `training.loop` runs, for the devices of `mesh`."""
+    program = make_program(config, training, STEPS_PER_EPOCH, mesh, flip=True)
+    compiled = compile_for(program.update, program.state, program.batch, devices=mesh.size)
+    return Report(
+        devices=mesh.size,
+        remat=config.remat,
+        accumulation_steps=training.accumulation_steps,
+        batch_per_device=training.batch_size // mesh.size,
+        arguments=compiled.arguments,
+        temporaries=compiled.temporaries,
+        peak=compiled.memory,
+        flops=compiled.flops,
+        traffic=compiled.traffic,
+        seconds=compiled.seconds,
+    )
+
+
+def candidates(
+    config: ModelConfig, training: TrainingConfig, mesh: Mesh
+) -> Iterator[tuple[ModelConfig, TrainingConfig]]:
+    """Settings that may fit, cheapest first: more recomputation, then more parts of the batch."""
+    ways: list[tuple[Remat, int]] = [("none", 1), ("cell", 1), ("group", 1)]
+    if mesh.devices.flat[0].platform != "cpu":
+        ways.append(("offload", 1))
+    images = training.batch_size // mesh.size
+    ways += [("group", parts) for parts in range(2, images + 1) if images % parts == 0]
+    for remat, parts in ways:
+        yield (
+            dataclasses.replace(config, remat=remat),
+            dataclasses.replace(training, accumulation_steps=parts),
+        )
+
+
+def make_devices(topology: str | None) -> tuple[list[Any], float | None]:
+    """The devices to compile for, and the bytes of memory of each where they are known.
+
+    Args:
+      topology: a TPU slice, generation and chips, such as v5e:4x8; None: the devices of this
+        machine. Those of a CPU share its memory.
+
+    Raises:
+      ConfigError: there is no such slice, or no compiler for it is installed.
+    """
+    if topology is None:
+        devices = jax.devices()
+        if devices[0].platform == "cpu":
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            return devices, memory / len(devices)
+        return devices, (devices[0].memory_stats() or {}).get("bytes_limit")
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError(f"--topology is {topology!r}; allowed: with libtpu (pip install libtpu)")
+    from jax.experimental import topologies
+
+    # The compiler shall neither look for a TPU nor for other processes that use it.
+    jax.config.update("jax_platforms", "cpu")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    try:
+        slice_ = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"--topology is {topology!r}; allowed: a TPU slice such as v5e:2x4 ({error})"
+        ) from error
+    gib = TPU_MEMORY.get(topology.partition(":")[0])
+    return list(slice_.devices), None if gib is None else gib * GIB
+
+
+def search(
+    tried: Iterable[tuple[ModelConfig, TrainingConfig]], mesh: Mesh, limit: float | None
+) -> tuple[list[Report], bool]:
+    """Compiles one setting after the other, until one fits `limit` bytes; prints every result.
+
+    Returns: the reports, and whether the last one fits; without a limit the first one does.
+    """
+    reports = []
+    for config, training in tried:
+        try:
+            report = compile_step(config, training, mesh)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            # The TPU compiler refuses a program that does not fit, and says by how much.
+            reason = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+            parts = training.accumulation_steps
+            print(f"remat {config.remat}, {parts} part(s)\n  does not fit: {reason}", flush=True)
+            continue
+        reports.append(report)
+        print(report, flush=True)
+        if limit is None or report.peak <= limit:
+            says = "the memory of the device is unknown" if limit is None else "fits"
+            print(
+                f"  {says:11}  --config.model.remat={report.remat} "
+                f"--config.training.accumulation_steps={report.accumulation_steps}"
+            )
+            return reports, True
+        print("  does not fit", flush=True)
+    return reports, False
