@@ -5,7 +5,7 @@ Command: python -m nvae_jax.main --config configs/cifar10_one_gpu.py --workdir D
 Hardware and time: one GPU with the memory of one of the paper's, for it sees 32 images at a time,
 as each of those did; the paper used 8 V100s for 55 hours.
 Memory: 25.1 GiB by the TPU compiler's count for one chip (nvae_jax.tools.aot with --topology
-v5p:1x1x1 and JAX_OPTIMIZATION_LEVEL=O0); --config.model.remat=cell takes less.
+v5p:1x1x1 and JAX_OPTIMIZATION_LEVEL=O0); --config.model.remat=cell requires less.
 Result: 2.91 bits/dim in the paper.
 """
 

@@ -2,7 +2,7 @@
 
 Data: python -m nvae_jax.main --config configs/cifar_bench.py --mode prepare
 Command: python -m nvae_jax.tools.benchmark --config configs/cifar_bench.py --what train,sample
-Hardware and time: any; the benchmark takes images of random bytes and needs no data.
+Hardware and time: any; the benchmark uses images of random bytes and needs no data.
 """
 
 from ml_collections import ConfigDict

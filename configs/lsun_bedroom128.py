@@ -2,8 +2,8 @@
 
 Data: python -m nvae_jax.main --config configs/lsun_bedroom128.py --mode prepare
 Command: python -m nvae_jax.main --config configs/lsun_bedroom128.py --workdir DIR
-Hardware: an image takes a quarter of CelebA-HQ's, an epoch has 3,033,042; a batch of 96 on any
-number of devices.
+Hardware: each image requires a quarter of the time of CelebA-HQ's, an epoch has 3,033,042; a batch
+of 96 on any number of devices.
 Result: the paper has none for this data.
 """
 

@@ -2,8 +2,8 @@
 
 Data: python -m nvae_jax.main --config configs/lsun_church128.py --mode prepare
 Command: python -m nvae_jax.main --config configs/lsun_church128.py --workdir DIR
-Hardware: an image takes as long as a bedroom's, an epoch has 126,227; a batch of 96 is kept on any
-number of devices.
+Hardware: each image requires as much time as a bedroom's, an epoch has 126,227; a batch of 96 is
+kept on any number of devices.
 Result: the paper has none for this data.
 """
 

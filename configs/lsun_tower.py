@@ -2,7 +2,7 @@
 
 Data: python -m nvae_jax.main --config configs/lsun_tower.py --mode prepare
 Command: python -m nvae_jax.main --config configs/lsun_tower.py --workdir DIR
-Hardware: an image takes as long as CelebA's, an epoch has 708,264; a batch of 128 on any
+Hardware: each image requires as much time as CelebA's, an epoch has 708,264; a batch of 128 on any
 number of devices.
 Result: the paper has none for this data.
 """

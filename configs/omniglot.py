@@ -2,7 +2,7 @@
 
 Data: python -m nvae_jax.main --config configs/omniglot.py --mode prepare
 Command: python -m nvae_jax.main --config configs/omniglot.py --workdir DIR
-Hardware: as for MNIST, whose image takes as long; a batch of 400 on any number of devices.
+Hardware: as for MNIST, whose images require the same time; a batch of 400 on any number of devices.
 Result: the paper has none for this data.
 """
 

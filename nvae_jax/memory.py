@@ -30,7 +30,7 @@ def keep_freed_memory() -> None:
 
 
 def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
-    """Advises the system so for addresses that malloc hands out later; takes none of the memory."""
+    """Advises the system so for addresses that malloc hands out later; occupies no memory."""
     libc.malloc.restype = ctypes.c_void_p
     libc.malloc.argtypes = (ctypes.c_size_t,)
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)

@@ -174,7 +174,7 @@ def _read_training_batch(
 
 
 # Two, because batches are read ahead across the end of an epoch. Grain's own shuffle needs no
-# memory, but takes 20 us an example at 1,500 examples and milliseconds at 10.
+# memory, but costs 20 us per example at 1,500 examples and milliseconds at 10.
 @functools.lru_cache(maxsize=2)
 def _epoch_order(number: int, seed: int, epoch: int) -> np.ndarray:
     """The permutation of `number` examples in an epoch."""
@@ -200,7 +200,7 @@ def _share(batch_size: int, process_index: int, process_count: int) -> np.ndarra
 
 
 def _read_options(prefetch: int, source: Source) -> grain.ReadOptions:
-    """So many batches ahead, by as many threads where reading takes long enough."""
+    """So many batches ahead, by as many threads where reading is slow enough."""
     number = min(_TIMED, len(source))
     seconds = []
     for _ in range(2):  # the first time may open a file

@@ -1,7 +1,7 @@
 """Plain PNG files, small ones many at a time.
 
 Pillow inflates row by row, and with small files spends most of its time on other things than
-pixels. Here ISA-L inflates each file at once, in half of the time that zlib takes. Then Pillow
+pixels. Here ISA-L inflates each file at once, in half of the time of zlib. Then Pillow
 undoes the filters of many small images as if they were a single one, the images below each other.
 
 Source: Portable Network Graphics (PNG) Specification, Third Edition, W3C.
@@ -31,7 +31,7 @@ def read_together(
     than 2^20 levels.
 
     Args:
-      files: encoded images, or anything else that `read` takes.
+      files: encoded images, or anything else that `read` accepts.
       mode: of Pillow's that images are wanted in: "L", "RGB" or "RGBA".
       read: reads all others.
 
@@ -78,7 +78,7 @@ def _size(header: bytes, mode: str) -> tuple[int, int] | None:
 
 
 def _inflate(pixels: bytes, size: int) -> bytes:
-    """What was compressed, which has to be `size` bytes; it never takes much more memory."""
+    """What was compressed, which has to be `size` bytes; it never requires much more memory."""
     from isal import isal_zlib
 
     inflater = isal_zlib.decompressobj()
@@ -97,6 +97,6 @@ def _decode(pixels: Iterable[bytes], mode: str, height: int, width: int) -> np.n
     # Filters look at the row above, which is zeros for the first row of an image.
     column = bytes(row).join([*images, b""])
     size = (width, len(images) * (height + 1))
-    # Pillow takes them compressed only; level 0 is a copy.
+    # Pillow accepts only compressed data; level 0 is a copy.
     image = Image.frombytes(mode, size, zlib.compress(column, 0), "zip", mode, 0)
     return np.asarray(image).reshape(-1, height + 1, width, len(mode))[:, :height]

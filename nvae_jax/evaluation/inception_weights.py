@@ -2,7 +2,7 @@
 
 Two formats are known: TensorFlow's frozen graph (`classify_image_graph_def.pb`, or the archive
 `inception-2015-12-05.tgz` that holds it), and the state dict of pytorch-fid
-(`pt_inception-2015-12-05-6726825d.pth`), which takes PyTorch to read.
+(`pt_inception-2015-12-05-6726825d.pth`), which requires PyTorch to read.
 """
 
 from __future__ import annotations

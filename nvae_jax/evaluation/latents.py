@@ -104,7 +104,7 @@ def _decoder(config: ModelConfig, space: Space) -> Callable[..., Array]:
                 variables, values, given, temperatures, keys, method="decode"
             )
         else:
-            # What is drawn takes its temperature with it; what is given has its own.
+            # A drawn value is stored with its temperature; a given value has its own.
             drawn = image_noise(config, keys)
             noise = [
                 jnp.where(given[:, g, None, None, None], values[g], temperatures[g] * drawn[g])

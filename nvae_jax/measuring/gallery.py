@@ -194,7 +194,7 @@ def page(workdirs: list[Path], output: Path, draws: int) -> str:
         "Made by `python -m nvae_jax.tools.gallery`; [modes.md](modes.md) describes all modes.",
         "",
     ]
-    # All are opened before the first works, which takes long.
+    # All are opened before the first is used, which takes long.
     for path, model in [(path, open_run(path)) for path in workdirs]:
         lines += section(path, model, output, draws)
     return "\n".join(lines).rstrip() + "\n"

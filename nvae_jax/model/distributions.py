@@ -12,7 +12,7 @@ from jax import Array, nn
 
 from nvae_jax.model.architecture import ModelConfig
 
-ACTIVE_KL = 0.1  # nats an image from which a latent channel counts as active
+ACTIVE_KL = 0.1  # nats per image above which a latent channel counts as active
 _UNIFORM_MARGIN = 1e-5  # keeps uniforms away from 0 and 1, where their quantiles are infinite
 
 

@@ -46,7 +46,7 @@ class NVAEOutput:
 class Latents:
     """Latents of all groups, one array (B, h, w, Z) a group, top-down.
 
-    values: as `NVAE.decode` takes them.
+    values: as `NVAE.decode` accepts them.
     noise: the same as standard-normal draws, with which `NVAE.sample_prior` gets the same image at
       temperature 1.
     """

@@ -30,7 +30,7 @@ class EvaluateOptions:
       draws: importance weights per image; the bound tightens with them
       images: how many of the split's images, from its start; all by default
       batch_size: images at a time on each device
-      draws_at_once: draws of an image in one pass; faster for few images, and takes more memory
+      draws_at_once: draws per image in one pass; faster for few images, but requires more memory
       seed: seeds the draws
     """
 

@@ -14,13 +14,13 @@ from nvae_jax.model.nvae import NVAEOutput
 from nvae_jax.training.objective import ELBOTerms
 
 GROUP_METRICS = ("group_kl", "group_active", "group_balance")
-NATS_METRICS = ("nelbo", "reconstruction", "kl")  # nats an image, without regularisers
+NATS_METRICS = ("nelbo", "reconstruction", "kl")  # nats per image, without regularisers
 
 
 def step_metrics(terms: ELBOTerms, output: NVAEOutput) -> dict[str, Array]:
     """Means over a batch.
 
-    Returns: scalars `nelbo`, `reconstruction` and `kl` in nats an image, with the KL at weight 1
+    Returns: scalars `nelbo`, `reconstruction` and `kl` in nats per image, with the KL at weight 1
       and without regularisers; and by group, top-down, (groups,): `group_kl` in nats,
       `group_active` channels and `group_balance` weights.
     """

@@ -71,7 +71,7 @@ class Recipe:
       splits: the names there of the splits to train and to test on.
       files: what to fetch: names that the builder has checksums for, or URLs.
       images: how many images there are, and
-      image_bytes: how much one takes at most when it is stored; both to know whether the dataset
+      image_bytes: the most bytes of one as it is stored; both to know whether the dataset
         fits the disk.
       by_hand: what to do where a program cannot fetch it.
     """
