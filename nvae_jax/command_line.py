@@ -8,10 +8,13 @@ import argparse
 import contextlib
 import dataclasses
 import inspect
+import os
 import re
+import signal
 import sys
+import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from absl import flags
@@ -36,11 +39,25 @@ class Parser(argparse.ArgumentParser):
 
 @contextlib.contextmanager
 def door() -> Iterator[None]:
-    """Around all that a command does: a ConfigError is refused, anything else is a bug."""
+    """Around all that a command does: a ConfigError is refused, anything else is a bug.
+
+    Ctrl-C ends a command that has nothing to save, with the exit code of shells.
+    """
     try:
         yield
     except ConfigError as error:
         refuse(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGINT)
+
+
+def expand_home(argv: Sequence[str]) -> list[str]:
+    """The arguments with the home folder in place of `~`, where a shell does not put it.
+
+    Shells expand `~/photos`, but not `--images=~/a.png,~/b.png`.
+    """
+    return [re.sub(r"(^|[=,])~(?=/)", lambda m: m[1] + os.path.expanduser("~"), a) for a in argv]
 
 
 def parse_flags(argv: list[str], positional: bool = False) -> list[str]:
@@ -83,13 +100,19 @@ def define_flags(modes: Mapping[str, type], values: flags.FlagValues = flags.FLA
         define(name, None, "\n".join(lines), flag_values=values)
 
 
-def read_flags(mode: str, modes: Mapping[str, type], given: Mapping[str, Any]) -> Any:
+def read_flags(
+    mode: str,
+    modes: Mapping[str, type],
+    given: Mapping[str, Any],
+    elsewhere: Mapping[str, str] = types.MappingProxyType({}),
+) -> Any:
     """The options of a mode from the flags that are given.
 
     Args:
       mode: a key of `modes`.
       modes: as for `define_flags`.
       given: flags by name; those that are None, or belong to no mode, are ignored.
+      elsewhere: what else is meant where the mode has no option of a name.
 
     Returns:
       An instance of the mode's dataclass; fields without a flag have their defaults.
@@ -107,8 +130,10 @@ def read_flags(mode: str, modes: Mapping[str, type], given: Mapping[str, Any]) -
         if value is None or name not in known:
             continue
         if name not in allowed:
+            meant = f"did you mean {elsewhere[name]}? " if name in elsewhere else ""
             raise ConfigError(
-                f"--{name} is not an option of mode {mode}; allowed: {', '.join(allowed) or 'none'}"
+                f"--{name} is not an option of mode {mode}; {meant}allowed: "
+                f"{', '.join(allowed) or 'none'}"
             )
         values[name] = parse(kinds[name], value, name) if isinstance(value, str) else value
     for field in dataclasses.fields(cls):

@@ -5,8 +5,10 @@ dataclasses. This module converts one into the other.
 """
 
 import dataclasses
+import difflib
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from nvae_jax.errors import ConfigError, require
@@ -21,6 +23,22 @@ def names_of(cls: type, without_default: bool = False) -> list[str]:
         for field in dataclasses.fields(cls)
         if not without_default or field.default is field.default_factory is dataclasses.MISSING
     ]
+
+
+def unknown(section: str, name: str, known: Sequence[str]) -> ConfigError:
+    """The error for a field that there is not; it names the closest one and all there are.
+
+    Args:
+      section: the path of the mapping that has the field, such as `model`.
+      name: of the field.
+      known: the names that are allowed.
+    """
+    initials = [other for other in known if "".join(w[:1] for w in other.split("_")) == name]
+    closest = initials or difflib.get_close_matches(name, known, n=1)
+    meant = f"did you mean {closest[0]}? " if closest else ""
+    return ConfigError(
+        f"{section}.{name} is unknown; {meant}allowed: {', '.join(known) or 'no fields'}"
+    )
 
 
 def from_mapping(cls: type[T], mapping: Any, field: str) -> T:
@@ -49,8 +67,7 @@ def from_mapping(cls: type[T], mapping: Any, field: str) -> T:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for name in mapping.keys():  # noqa: SIM118 - a ConfigDict iterates over its keys all the same
         if name not in fields:
-            allowed = ", ".join(fields) or "no fields"
-            raise ConfigError(f"{field}.{name} is unknown; allowed: {allowed}")
+            raise unknown(field, name, list(fields))
     kinds = typing.get_type_hints(cls)
     values = {}
     for name, declared in fields.items():

@@ -3,7 +3,10 @@
 Without `--mode` it trains. `--mode prepare` brings the configuration's dataset onto this machine;
 `--mode sample --workdir DIR --num_images=64` and other modes use a trained model.
 
-The exit code is 0 when all is done, or when SIGTERM asked a run to stop and it was saved; 2 when
+A run that exists goes on by `--workdir DIR` alone, with the configuration that it has saved; single
+fields may be given on top.
+
+The exit code is 0 when all is done, or when a signal asked a run to stop and it was saved; 2 when
 what was asked for is impossible, with one line that says why; and 1 with a traceback when something
 went wrong.
 """
@@ -14,31 +17,60 @@ from nvae_jax.memory import keep_freed_memory
 
 if __name__ == "__main__":  # not in processes that read data
     # Kept for `main`, which knows what to do: the imports below take seconds.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     keep_freed_memory()  # before the imports below start threads
 
+import dataclasses
 import re
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from nvae_jax.command_line import define_flags, door, parse_flags, read_flags
+from nvae_jax.command_line import define_flags, door, expand_home, parse_flags, read_flags
 from nvae_jax.compilation import keep_compiled_programs
-from nvae_jax.config.run import PLACES, read_run
+from nvae_jax.config.overrides import FIELDS, OVERRIDE, check_name, parse_overrides, with_overrides
+from nvae_jax.config.run import PLACES, RunConfig, read_run
 from nvae_jax.data.prepare import prepare
 from nvae_jax.errors import require
 from nvae_jax.evaluation.trained import open_run
 from nvae_jax.modes.table import MODES
 from nvae_jax.processes import Preemption, connect
 from nvae_jax.training.loop import train
+from nvae_jax.workdir import Workdir
 
-_OPTIONS = {mode: options for mode, (options, _) in MODES.items()}
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """What mode train is asked for, beside the configuration.
+
+    Attributes:
+      accept_changes: whether a run goes on with other settings and images than before.
+    """
+
+    accept_changes: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareOptions:
+    """Mode prepare has no options beside the configuration."""
+
+
+_OPTIONS = {"train": TrainOptions, "prepare": PrepareOptions}
+_OPTIONS |= {mode: options for mode, (options, _) in MODES.items()}
+
+# Fields of the configuration that could be mistaken for options.
+_ELSEWHERE = {
+    name: f"{OVERRIDE}{section}.{name}"
+    for section in ("model", "data", "loading", "training")
+    for name in FIELDS[section]
+}
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "What to train; single fields as --config.training.seed=1.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: new, or one to continue.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "prepare", *MODES], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", [*_OPTIONS], "What to do.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "One process of many: host:port of the first."
 )
@@ -50,6 +82,7 @@ _DISTRIBUTED = flags.DEFINE_bool(
 _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
     "heartbeat_timeout", 60, "Seconds of silence after which a process counts as dead."
 )
+_FIELDS: list[str] = []  # arguments `--config.section.field=value` beside no `--config`
 define_flags(_OPTIONS)
 
 
@@ -57,10 +90,14 @@ def main(argv: list[str]) -> None:
     """Does what the flags say."""
     del argv
     preemption = Preemption() if _MODE.value == "train" else None
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     logging.set_verbosity(logging.WARNING)
-    keep_compiled_programs()
     with door():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, Preemption.SIGNALS)
+        mode = _MODE.value
+        options = read_flags(mode, _OPTIONS, flags.FLAGS.flag_values_dict(), _ELSEWHERE)
+        needs_workdir = mode != "prepare"
+        require("--workdir", _WORKDIR.value, not needs_workdir or bool(_WORKDIR.value), "a folder")
+        keep_compiled_programs()
         alone = not (_DISTRIBUTED.value or _COORDINATOR.value)
         for flag in (_NUM_PROCESSES, _PROCESS_ID):
             unused = alone and flag.value is not None
@@ -72,40 +109,50 @@ def main(argv: list[str]) -> None:
                 _PROCESS_ID.value,
                 _HEARTBEAT_TIMEOUT.value,
             )
-        if _MODE.value == "train":
-            train(read_run(_CONFIG.value), str(_WORKDIR.value), preemption)
-        elif _MODE.value == "prepare":
-            prepare(read_run(_CONFIG.value).data)
+        if mode == "train":
+            train(_run(), str(_WORKDIR.value), preemption, options.accept_changes)
+        elif mode == "prepare":
+            prepare(_run().data)
         else:
-            _, mode = MODES[_MODE.value]
-            options = read_flags(_MODE.value, _OPTIONS, flags.FLAGS.flag_values_dict())
-            mode(open_run(str(_WORKDIR.value), places=_places()), options)
+            _, do = MODES[mode]
+            do(open_run(str(_WORKDIR.value), places=_places(mode)), options)
 
 
-def _places() -> dict[str, str | None]:
+def _run() -> RunConfig:
+    """The run that the configuration describes, or the saved one with other values of fields."""
+    if _CONFIG.value is not None:
+        return read_run(_CONFIG.value)
+    allowed = "a configuration, or --workdir of a run that exists"
+    saved = _WORKDIR.value is not None and Workdir(_WORKDIR.value).has_config()
+    require("--config", None, saved, allowed)
+    settings = Workdir(str(_WORKDIR.value)).load_config()
+    return read_run(with_overrides(settings, parse_overrides(_FIELDS)))
+
+
+def _places(mode: str) -> dict[str, Any]:
     """Where the command line says that a run's data is now."""
-    if _CONFIG.value is None:
-        return {name: flags.FLAGS[f"config.data.{name}"].value for name in PLACES}
-    given = config_flags.get_override_values(flags.FLAGS["config"])
-    return {name: given.get(f"data.{name}") for name in PLACES}
+    given = parse_overrides(_FIELDS)
+    if _CONFIG.value is not None:
+        given = config_flags.get_override_values(flags.FLAGS["config"])
+    places = {f"data.{name}": name for name in PLACES}
+    for name, value in given.items():
+        allowed = f"{', '.join(places)}: mode {mode} has all other fields from the run"
+        require(f"{OVERRIDE}{name}", value, name in places, allowed)
+    return {name: given.get(field) for field, name in places.items()}
 
 
 def _parse(argv: list[str]) -> list[str]:
-    if not any(re.match(r"--?config(=|$)", argument) for argument in argv):
-        for name in PLACES:  # else they are fields of the configuration
-            flags.DEFINE_string(f"config.data.{name}", None, "Where a run's data is now.")
-    return parse_flags(argv)
+    argv = expand_home(argv)
+    fields = [argument for argument in argv[1:] if re.match(r"--?config\.", argument)]
+    with door():
+        for field in fields:
+            check_name(re.sub(r"^--?config\.|=.*$", "", field, flags=re.DOTALL))
+    if any(re.match(r"--?config(=|$)", argument) for argument in argv):
+        return parse_flags(argv)
+    # Without a configuration, they are fields of the saved one.
+    _FIELDS.extend(re.sub("^--?", "--", field) for field in fields)
+    return parse_flags([argument for argument in argv if argument not in fields])
 
 
 if __name__ == "__main__":
-    flags.register_multi_flags_validator(
-        ["mode", "config"],
-        lambda values: values["mode"] not in ("train", "prepare") or values["config"],
-        "--mode train and --mode prepare need --config",
-    )
-    flags.register_multi_flags_validator(
-        ["mode", "workdir"],
-        lambda values: values["mode"] == "prepare" or values["workdir"],
-        "--workdir is needed, by all modes but prepare",
-    )
     app.run(main, flags_parser=_parse)

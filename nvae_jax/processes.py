@@ -80,13 +80,18 @@ def naming_the_dead() -> Iterator[None]:
 
 
 class Preemption:
-    """SIGTERM as a request that a run answers between two steps.
+    """SIGTERM, SIGINT (Ctrl-C) and SIGHUP as requests that a run answers between two steps.
 
-    From its creation on, the signal no longer kills the process, which asks `requested` after every
+    From its creation on, the signals no longer kill the process, which asks `requested` after every
     step. Before the first such question there is nothing to save: then the process ends at once,
     with success, also while the main thread is busy in a compiler. (Of several processes, each goes
-    on to its first step; JAX then spreads the request to all.)
+    on to its first step; JAX then spreads the request to all.) A second signal, unless it follows
+    the first within SAME_REQUEST seconds, ends the process at once. Signals that the process was
+    started to ignore, as by nohup, are still ignored.
     """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    SAME_REQUEST = 2.0  # seconds in which a launcher and a terminal may both pass a signal on
 
     def __init__(self) -> None:
         self._asked = False
@@ -95,7 +100,9 @@ class Preemption:
         os.set_blocking(write, False)
         # The interpreter writes the signal's number at once, whatever the main thread is doing.
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, self._ask)
+        for number in self.SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._ask)
         threading.Thread(target=self._watch, args=(read,), daemon=True).start()
 
     def requested(self, step: int) -> bool:
@@ -106,12 +113,25 @@ class Preemption:
         return self._asked
 
     def _ask(self, number: int, frame: types.FrameType | None) -> None:
-        del number, frame
+        del frame
+        if number != signal.SIGTERM and not self._asked and jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # the one that JAX spreads
         self._asked = True
 
     def _watch(self, pipe: int) -> None:
-        while signal.SIGTERM not in os.read(pipe, 1):
-            pass
-        if not self._stepping:
-            print("SIGTERM before the first step: nothing to save", flush=True)
-            os._exit(0)
+        first = None
+        while True:
+            number = os.read(pipe, 1)[0]
+            if number not in self.SIGNALS:
+                continue
+            name = signal.Signals(number).name
+            now = time.monotonic()
+            if not self._stepping:
+                print(f"{name} before the first step: nothing to save", flush=True)
+                os._exit(0)
+            if first is None:
+                first = now
+                print(f"{name}: the run is saved after this step; again: it ends now", flush=True)
+            elif now - first > self.SAME_REQUEST:
+                print(f"{name} again: the run ends without being saved", flush=True)
+                os._exit(128 + number)

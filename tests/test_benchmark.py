@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import nvae_jax.measuring.benchmark
+from nvae_jax.config.overrides import parse_overrides, with_overrides
 from nvae_jax.measuring.benchmark_report import from_plain
-from nvae_jax.measuring.settings import parse_overrides, read_settings, with_overrides
+from nvae_jax.measuring.settings import read_settings
 from nvae_jax.tools import benchmark
 
 ROOT = Path(__file__).parents[1]

@@ -18,19 +18,29 @@ def test_pictures_have_a_row_a_temperature_and_inputs_above_outputs(variables):
     digits = data_config("digits").open()
     draw = make_pictures(CONFIG, digits.test)
     pictures = draw(variables)
-    assert pictures["samples"].shape == (COLUMNS * len(TEMPERATURES), 28, 28, 1)
-    assert pictures["reconstructions"].shape == (4 * COLUMNS, 28, 28, 1)
-    inputs = pictures["reconstructions"][:COLUMNS]
+    assert pictures["samples"].shape == (len(TEMPERATURES), COLUMNS, 28, 28, 1)
+    assert pictures["reconstructions"].shape == (4, COLUMNS, 28, 28, 1)
+    inputs = pictures["reconstructions"][0]
     assert set(np.unique(inputs)) == {0.0, 1.0}
     apart = np.arange(COLUMNS) * (297 // (2 * COLUMNS))
     test = CONFIG.image.evaluation_pixels(digits.test[apart], jnp.asarray(apart))
     np.testing.assert_array_equal(inputs, test[:, 2:-2, 2:-2])
-    outputs = pictures["reconstructions"][COLUMNS : 2 * COLUMNS]
+    outputs = pictures["reconstructions"][1]
     assert ((outputs > 0) & (outputs < 1)).all()
     # Binarised once and for all, and the same noise: the same pictures again.
     for name, images in draw(variables).items():
         np.testing.assert_array_equal(images, pictures[name])
-    assert not np.allclose(pictures["samples"][:COLUMNS], pictures["samples"][-COLUMNS:])
+    assert not np.allclose(pictures["samples"][0], pictures["samples"][-1])
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_few_test_images_make_as_many_columns(variables, number):
+    digits = data_config("digits").open()
+    pictures = make_pictures(CONFIG, digits.test[:number])(variables)
+    assert pictures["samples"].shape == (len(TEMPERATURES), COLUMNS, 28, 28, 1)
+    rows = pictures["reconstructions"]
+    assert rows.shape == (2, number, 28, 28, 1)
+    assert set(np.unique(rows[0])) == {0.0, 1.0}  # the test images, above what they become
 
 
 def test_temperature_can_differ_by_group(variables):

@@ -6,7 +6,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import default, digits
-from nvae_jax.config.run import ADJUSTABLE, PLACES, RunConfig, read_run
+from nvae_jax.config.changes import ADJUSTABLE
+from nvae_jax.config.run import PLACES, RunConfig, read_run
 from nvae_jax.data.sources import DATASETS
 from nvae_jax.errors import ConfigError
 from nvae_jax.fields import names_of

@@ -8,7 +8,6 @@ import pytest
 
 from nvae_jax.errors import ConfigError
 from nvae_jax.workdir import Workdir
-from nvae_jax.workdir.configuration import changes
 
 
 @pytest.fixture
@@ -37,17 +36,6 @@ def test_a_broken_config_is_refused_by_name(workdir, content):
     workdir.write("config.json", content.encode())
     with pytest.raises(ConfigError, match=r"the configuration is '.*config.json', which cannot be"):
         workdir.load_config()
-
-
-def test_changes_are_named_but_for_adjustable_fields():
-    old = {"model": {"z": 20, "f": (2, 1), "m": 1}, "data": {"path": "a"}, "training": {}}
-    new = {"model": {"z": 10, "f": [2, 1], "m": 1}, "data": {"path": "b"}, "training": {"s": None}}
-    assert changes(old, new, ["data.path"]) == ["config.model.z is 10, saved: 20"]
-    assert changes(old, new) == [
-        "config.model.z is 10, saved: 20",
-        "config.data.path is 'b', saved: 'a'",
-    ]
-    assert changes(old, old) == []
 
 
 @pytest.mark.parametrize("name", ["file", "file/below"])

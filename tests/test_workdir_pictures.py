@@ -36,11 +36,32 @@ def test_grid_shows_what_is_not_finite():
     np.testing.assert_array_equal(grid[0], [[255, 0, 255], [255, 0, 255], [0, 0, 0]])
 
 
+def test_grid_shows_alpha_on_a_checkerboard():
+    images = np.ones((1, 16, 16, 4)) * [1.0, 0.5, 0.0, 1.0]
+    images[:, :, 8:, 3] = 0.0
+    images[:, :, 4:8, 3] = 0.5
+    grid = image_grid(images, padding=0)
+    assert (grid[:, :4] == [255, 128, 0]).all()
+    board = grid[:, 8:]
+    assert set(np.unique(board)) == {153, 204}  # grey squares of two pixels
+    np.testing.assert_array_equal(board[:2, :2], board[2:4, 2:4])
+    assert (board[:2, :2] != board[:2, 2:4]).all()
+    half = (grid[:, 4:8].astype(float) - np.asarray([255, 128, 0]) / 2) * 2
+    np.testing.assert_allclose(half, grid[:, 8:12], atol=2)
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_grid_shows_other_channels_side_by_side(channels):
+    images = np.random.default_rng(0).uniform(size=(3, 4, 6, channels))
+    planes = image_grid(images.transpose(0, 3, 1, 2).reshape(-1, 4, 6, 1), channels, padding=0)
+    np.testing.assert_array_equal(image_grid(images, 1, padding=0), planes)
+
+
 @pytest.mark.parametrize(
     ("images", "columns", "message"),
     [
-        (np.zeros((4, 4, 3)), 1, r"images are float64\[4, 4, 3\]; allowed: float\[N > 0, H, W, 1"),
-        (np.zeros((1, 4, 4, 2)), 1, r"float64\[1, 4, 4, 2\]"),
+        (np.zeros((4, 4, 3)), 1, r"images are float64\[4, 4, 3\]; allowed: float\[N > 0, H, W, C"),
+        (np.zeros((1, 4, 4, 0)), 1, r"float64\[1, 4, 4, 0\]"),
         (np.zeros((0, 4, 4, 3)), None, r"float64\[0, 4, 4, 3\]"),
         (np.zeros((1, 4, 4, 3), np.uint8), 1, r"uint8\[1, 4, 4, 3\]"),
         (np.zeros((1, 4, 4, 3)), 0, "columns is 0"),

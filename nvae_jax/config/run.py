@@ -9,29 +9,10 @@ from typing import Any
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.data.loading import LoadingConfig
 from nvae_jax.data.sources import DataConfig, Dataset, data_config
-from nvae_jax.errors import ConfigError, require
-from nvae_jax.fields import from_mapping, names_of
+from nvae_jax.errors import require
+from nvae_jax.fields import from_mapping, names_of, unknown
 from nvae_jax.image_spec import ImageSpec
 from nvae_jax.model.architecture import ModelConfig
-
-# Fields that a run may be continued with other values of: they change how it is computed, where its
-# images are and what is written, not what is learned.
-ADJUSTABLE = (
-    "data.data_dir",
-    "data.lmdb",
-    "data.path",
-    "loading.num_workers",
-    "loading.prefetch",
-    "model.remat",
-    "model.unroll",
-    "training.parameter_shards",
-    "training.log_interval",
-    "training.eval_interval",
-    "training.picture_interval",
-    "training.checkpoint_interval",
-    "training.keep_checkpoints",
-    "training.eval_batch_size",
-)
 
 # Where a run's images are; a mode can be told that they have moved.
 PLACES = ("path", "data_dir", "lmdb")
@@ -92,7 +73,7 @@ def read_run(settings: Mapping[str, Any]) -> RunConfig:
     sections = names_of(RunConfig)
     for name in settings.keys():  # noqa: SIM118 - a ConfigDict iterates over its keys all the same
         if name not in sections:
-            raise ConfigError(f"{name} is unknown; allowed: {', '.join(sections)}")
+            raise unknown("config", name, sections)
     for name in ("model", "data", "training"):
         has_fields = name in settings and hasattr(settings[name], "keys")
         require(name, settings.get(name), has_fields, "a section of fields")

@@ -81,6 +81,8 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
             raise ValueError("levels of more than 16 bits")
         image = Image.fromarray((levels >> 8).astype(np.uint8))
     mode = CHANNELS[channels]
+    if image.mode in ("LAB", "HSV"):  # which Pillow converts to nothing else
+        image = image.convert("RGB")
     if image.mode != mode and channels != 4 and image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
+from nvae_jax.data.images import CHANNELS
 from nvae_jax.data.loader import random_crop
 from nvae_jax.data.sources import Dataset, Source, read_many
 from nvae_jax.errors import reading, require
@@ -54,9 +56,9 @@ def load_images(model: TrainedModel, names: Sequence[str], field: str) -> np.nda
     """The images that `names` stand for, as the model sees them.
 
     A name is `test:3`, `train:0-7` (both ends included), or the path of an image file, which is
-    cropped and scaled to the model's size (Pillow, bilinear) and padded with the border that the
-    model expects. Binary models see binarised images, the same at every call. The dataset is opened
-    only if a name stands for examples of it.
+    read as training reads its files, and comes to the model's size and border. Binary models see
+    binarised images, the same at every call. The dataset is opened only if a name stands for
+    examples of it.
 
     Args:
       model: the model; its dataset and image size are meant.
@@ -82,7 +84,7 @@ def load_images(model: TrainedModel, names: Sequence[str], field: str) -> np.nda
             levels += read_many(source, range(first, last + 1))
             index += range(first, last + 1)
         else:
-            levels.append(_read_file(image, name, field))
+            levels.append(_read_file(model, name, field))
             index.append(len(index))
     return _pixels(image, levels, np.asarray(index))
 
@@ -92,17 +94,11 @@ def _pixels(image: ImageSpec, levels: Sequence[np.ndarray], index: np.ndarray) -
     return np.asarray(pixels)
 
 
-def _read_file(spec: ImageSpec, name: str, field: str) -> np.ndarray:
-    """The levels of an image file, (H, W, C) uint8."""
-    from PIL import Image, ImageOps
-
-    height, width, channels = spec.inner_shape
-    modes = {1: "L", 3: "RGB"}
-    require("model.image_shape", spec.shape, channels in modes, "1 or 3 channels, to read files")
-    allowed = "test:3, train:0-7 or image files"
+def _read_file(model: TrainedModel, name: str, field: str) -> np.ndarray:
+    """The levels of an image file, (H, W, C) uint8, by the reader that training uses."""
+    image = model.config.image
+    allowed = f"{', '.join(map(str, CHANNELS))} channels, to read files"
+    require("model.image_shape", image.shape, image.inner_shape[-1] in CHANNELS, allowed)
     # Pillow raises all kinds of exceptions for broken files.
-    broken = (ValueError, SyntaxError, EOFError, TypeError)
-    with reading(field, name, allowed, *broken), Image.open(name) as file:
-        image = file.convert(modes[channels])
-    fitted = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-    return spec.with_border(np.asarray(fitted).reshape(1, height, width, channels))[0]
+    with reading(field, name, "test:3, train:0-7 or image files", Exception):
+        return model.run.data.file_reader(image)(os.path.expanduser(name))

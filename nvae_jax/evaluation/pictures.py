@@ -18,17 +18,19 @@ COLUMNS = 8
 
 
 def make_pictures(config: ModelConfig, test: Source) -> Callable[[Any], dict[str, np.ndarray]]:
-    """A function from a model's variables to its pictures, each (N, h, w, C) in [0, 1].
+    """A function from a model's variables to its pictures, each (rows, columns, h, w, C) in [0, 1].
 
     `samples`: a row of COLUMNS images per temperature, all rows from the same noise.
-    `reconstructions`: rows of COLUMNS test images, each above a row of their reconstructions.
+    `reconstructions`: rows of test images, each above a row of their reconstructions. They have
+    COLUMNS columns, or as many as there are test images.
     The noise and the test images are the same at every call.
     """
     sample = make_sampler(config, COLUMNS)
     reconstruct = make_reconstructor(config)
+    columns = min(COLUMNS, len(test))
     # From all over the split, because neighbours in it may look alike.
-    count = min(2 * COLUMNS, len(test) // COLUMNS * COLUMNS)
-    index = np.arange(count) * (len(test) // max(count, 1))
+    count = min(2 * columns, len(test) // columns * columns)
+    index = np.arange(count) * (len(test) // count)
     x = read_pixels(config.image, test, index)
     inputs = config.image.without_border(x)
 
@@ -37,11 +39,11 @@ def make_pictures(config: ModelConfig, test: Source) -> Callable[[Any], dict[str
         samples = [np.asarray(sample(variables, key, t)) for t in TEMPERATURES]
         outputs = np.asarray(reconstruct(variables, x, key))
         rows = [
-            images[start : start + COLUMNS]
-            for start in range(0, len(index), COLUMNS)
+            images[start : start + columns]
+            for start in range(0, count, columns)
             for images in (inputs, outputs)
         ]
-        return {"samples": np.concatenate(samples), "reconstructions": np.concatenate(rows)}
+        return {"samples": np.stack(samples), "reconstructions": np.stack(rows)}
 
     return draw
 

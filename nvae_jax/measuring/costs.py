@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from nvae_jax.config.overrides import parse_value
 from nvae_jax.config.run import RunConfig
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.errors import ConfigError, require
@@ -18,7 +19,6 @@ from nvae_jax.fields import from_mapping
 from nvae_jax.measuring.aot import GIB, Report, make_devices, search
 from nvae_jax.measuring.hlo import Traffic
 from nvae_jax.measuring.results import markdown, new_figure, read_json, save_figure
-from nvae_jax.measuring.settings import parse_value
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.parallel import check_batch_size, make_mesh
 

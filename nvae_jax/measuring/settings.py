@@ -7,18 +7,16 @@ only JAX, Flax, optax and NumPy to be installed.
 from __future__ import annotations
 
 import argparse
-import ast
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from nvae_jax.command_line import Parser
+from nvae_jax.command_line import Parser, expand_home
+from nvae_jax.config.overrides import OVERRIDE, parse_overrides, with_overrides
 from nvae_jax.config.run import RunConfig, read_run
-from nvae_jax.errors import ConfigError, reading, require
-
-OVERRIDE = "--config."
+from nvae_jax.errors import reading, require
 
 
 def make_parser(doc: str | None, config_required: bool | None = None) -> Parser:
@@ -60,7 +58,7 @@ def parse(parser: Parser, argv: Sequence[str] | None = None) -> argparse.Namespa
     Raises:
       ConfigError: an override is not of that form, or there is no configuration for it.
     """
-    arguments = sys.argv[1:] if argv is None else argv
+    arguments = expand_home(sys.argv[1:] if argv is None else argv)
     given = [argument for argument in arguments if argument.startswith(OVERRIDE)]
     options = parser.parse_args([argument for argument in arguments if argument not in given])
     options.overrides = parse_overrides(given)
@@ -68,31 +66,6 @@ def parse(parser: Parser, argv: Sequence[str] | None = None) -> argparse.Namespa
         has_config = getattr(options, "config", None) is not None
         require("--config", None, has_config, f"a configuration, for {given[0]}")
     return options
-
-
-def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """Values by dotted name from arguments `--config.section.field=value`.
-
-    Raises:
-      ConfigError: an argument is not of that form.
-    """
-    overrides = {}
-    for argument in arguments:
-        name, equals, text = argument.removeprefix(OVERRIDE).partition("=")
-        if not (equals and name.count(".") == 1):
-            raise ConfigError(f"{argument!r} is unknown; allowed: {OVERRIDE}section.field=value")
-        overrides[name] = parse_value(text)
-    return overrides
-
-
-def parse_value(text: str) -> Any:
-    """A value in JSON or as a Python literal; any other text is a string."""
-    for load in (json.loads, ast.literal_eval):
-        try:
-            return load(text)
-        except (ValueError, SyntaxError):
-            continue
-    return text
 
 
 def read_config(options: argparse.Namespace, **overrides: Any) -> RunConfig:
@@ -133,18 +106,3 @@ def read_settings(path: str) -> dict[str, Any]:
         if not isinstance(settings, dict):
             raise ValueError("it is not an object")
     return settings
-
-
-def with_overrides(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with other values of some fields, by dotted name.
-
-    Raises:
-      ConfigError: a section is not one of fields. Unknown names are left for `read_run` to find.
-    """
-    changed = dict(settings)
-    for name, value in overrides.items():
-        section, field = name.split(".")
-        fields = changed.get(section, {})
-        require(section, fields, isinstance(fields, dict), "a section of fields")
-        changed[section] = {**fields, field: value}
-    return changed

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from nvae_jax.command_line import door
 from nvae_jax.compilation import keep_compiled_programs
+from nvae_jax.config.overrides import with_overrides
 from nvae_jax.errors import ConfigError
 from nvae_jax.measuring.benchmark import (
     PARTS,
@@ -42,7 +43,6 @@ from nvae_jax.measuring.settings import (
     parse,
     read_config,
     read_settings,
-    with_overrides,
 )
 
 

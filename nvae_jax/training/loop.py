@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import functools
 import itertools
 import os
@@ -16,27 +15,28 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nvae_jax.compilation import compiled_ahead, compiled_together
-from nvae_jax.config.run import ADJUSTABLE, RunConfig, read_run
+from nvae_jax.config.run import RunConfig
 from nvae_jax.data.loader import steps_per_epoch, train_batches
 from nvae_jax.data.loading import LoadingConfig
 from nvae_jax.data.sources import Dataset
-from nvae_jax.errors import ConfigError
 from nvae_jax.evaluation.likelihood import make_validation
 from nvae_jax.evaluation.pictures import make_pictures
 from nvae_jax.parallel import check_batch_size, make_mesh, replicated, shard_batch
 from nvae_jax.processes import Preemption, naming_the_dead
-from nvae_jax.training.optimizer import make_links
+from nvae_jax.training.continuing import Going
 from nvae_jax.training.program import Program, make_program
 from nvae_jax.training.recorder import Recorder
 from nvae_jax.training.state import TrainState
 from nvae_jax.workdir import Workdir
-from nvae_jax.workdir.configuration import changes
 
 STEPS_AHEAD = 2  # that the devices have in their queue, so that they never wait for the host
 
 
 def train(
-    run: RunConfig, path: str | os.PathLike[str], preemption: Preemption | None = None
+    run: RunConfig,
+    path: str | os.PathLike[str],
+    preemption: Preemption | None = None,
+    accept_changes: bool = False,
 ) -> dict[str, float] | None:
     """Trains a model in the work directory `path`.
 
@@ -47,36 +47,52 @@ def train(
       run: what to train, on which data, and how.
       path: the work directory, new or of the run to continue.
       preemption: asked after every step whether to save and return; None: never.
+      accept_changes: whether a run may go on with other settings and images than before.
 
     Returns: the record of the last validation, with `validation/nelbo` in nats per image; None if
       the run was preempted.
 
     Raises:
       ConfigError: the devices or the data do not fit the configuration, the data is missing or
-        broken, or `path` was started with another configuration.
+        broken, another process trains in `path`, or it was started with another configuration.
       FloatingPointError: the loss is not finite any more; the checkpoints from before are kept.
     """
-    start = time.monotonic()
-    model, training = run.model, run.training
+    training = run.training
     mesh = make_mesh(parameter_shards=training.parameter_shards)
+    parts = training.accumulation_steps
+    check_batch_size(mesh, training.batch_size, "training.batch_size", parts)
     eval_batch_size = training.eval_batch_size or training.batch_size
     check_batch_size(mesh, eval_batch_size, "training.eval_batch_size")
     workdir = Workdir(path, max_to_keep=training.keep_checkpoints)
-    _check_config(workdir, run)
+    with workdir.locked(), contextlib.closing(workdir.checkpoints):
+        return _train(workdir, run, mesh, preemption, accept_changes)
+
+
+def _train(
+    workdir: Workdir,
+    run: RunConfig,
+    mesh: Mesh,
+    preemption: Preemption | None,
+    accept_changes: bool,
+) -> dict[str, float] | None:
+    start = time.monotonic()
+    model, training = run.model, run.training
+    going = Going(workdir, run, accept_changes)
     dataset = run.open_data()
     epoch_steps = steps_per_epoch(dataset, training.batch_size)
-    program = make_program(model, training, epoch_steps, mesh, flip=dataset.flip)
-    workdir.save_config(run.to_dict())
     total_steps = training.epochs * epoch_steps
+    program = make_program(model, training, epoch_steps, mesh, flip=dataset.flip)
+    going.agree(dataset, total_steps)
     workdir.log(
         f"{dataset.name}: {total_steps:,} steps of {training.batch_size} images, {epoch_steps:,} "
         f"per epoch, on {mesh.size} {jax.default_backend()} device(s) of {jax.process_count()} "
         f"process(es); {model.total_groups} groups of latents, {model.latent_dimensions:,} "
         "dimensions"
     )
-    if workdir.checkpoints.latest_step() != total_steps:  # or there is nothing left to train
+    if going.step != total_steps:  # or there is nothing left to train
         update = compiled_ahead(program.update, "update", program.state, program.batch)
-    state = start_or_resume(workdir, program, run, dataset, mesh)
+        workdir.records.reopen()
+    state = start_or_resume(workdir, program, going, run, dataset, mesh)
     step = int(state.step)
     workdir.records.truncate_metrics(step)
     draw = make_pictures(model, dataset.test)
@@ -85,7 +101,9 @@ def train(
         run,
         dataset,
         total_steps,
-        validate=make_validation(model, dataset.test, eval_batch_size, mesh),
+        validate=make_validation(
+            model, dataset.test, training.eval_batch_size or training.batch_size, mesh
+        ),
         draw=lambda variables: draw(jax.device_put(variables, replicated(mesh))),
     )
     first = step
@@ -113,13 +131,17 @@ def train(
 
 
 def start_or_resume(
-    workdir: Workdir, program: Program, run: RunConfig, dataset: Dataset, mesh: Mesh
+    workdir: Workdir,
+    program: Program,
+    going: Going,
+    run: RunConfig,
+    dataset: Dataset,
+    mesh: Mesh,
 ) -> TrainState:
     """The state of the last checkpoint, or a fresh one, on the devices of the mesh."""
-    latest = workdir.checkpoints.latest_step()
-    if latest is not None:
-        state = _restore(workdir, program.state, list(make_links(run.training, 1)), latest)
-        workdir.log(f"resumed after step {latest:,}")
+    if going.step is not None:
+        state = going.restore(program.state)
+        workdir.log(f"resumed after step {going.step:,}")
         return state
     init = compiled_together(program.init, "init")
     batches = _batches(dataset, run, LoadingConfig(), mesh, 0)
@@ -128,31 +150,6 @@ def start_or_resume(
     count = sum(x.size for x in jax.tree.leaves(state.params))
     workdir.log(f"a new model of {count:,} parameters")
     return state
-
-
-def _check_config(workdir: Workdir, run: RunConfig) -> None:
-    """Raises a ConfigError if the work directory was started with another configuration."""
-    if not workdir.has_config():
-        return
-    saved = read_run(workdir.load_config())
-    if differing := changes(saved.to_dict(), run.to_dict(), ADJUSTABLE):
-        raise ConfigError(
-            f"{workdir.path} was started with another configuration: {'; '.join(differing)}; "
-            "allowed: the saved values, or another --workdir"
-        )
-
-
-def _restore(workdir: Workdir, wanted: TrainState, links: list[str], step: int) -> TrainState:
-    """The state of a checkpoint, also of one from before the optimiser's states had names."""
-    checkpoints = workdir.checkpoints
-    if f"opt_state.{links[0]}.penalty" in checkpoints.entries(step):
-        return checkpoints.restore(wanted, step)[0]
-    numbered = dataclasses.replace(
-        wanted, opt_state=tuple(wanted.opt_state[link] for link in links)
-    )
-    state, _ = checkpoints.restore(numbered, step)
-    named = type(wanted.opt_state)(zip(links, state.opt_state, strict=True))
-    return dataclasses.replace(state, opt_state=named)
 
 
 def _batches(

@@ -12,10 +12,11 @@ import jax
 import numpy as np
 from jax import Array
 
+from nvae_jax.config.changes import ACCEPT
 from nvae_jax.config.run import RunConfig
 from nvae_jax.data.baselines import independent_pixels
 from nvae_jax.data.sources import Dataset
-from nvae_jax.evaluation.pictures import COLUMNS, draw_curves
+from nvae_jax.evaluation.pictures import draw_curves
 from nvae_jax.model.distributions import bits_per_dimension
 from nvae_jax.training.metrics import flatten_metrics, mean_metrics
 from nvae_jax.training.state import TrainState
@@ -127,8 +128,9 @@ class Recorder:
         if not math.isfinite(means["loss"]):
             raise FloatingPointError(
                 f"the loss is {means['loss']} at or before step {step}. Checkpoints from before "
-                "are kept. What helps: training.gradient_clip (200 for a start), a lower "
-                "training.learning_rate, a higher training.regularization, or a larger batch."
+                f"are kept. What helps: --config.training.gradient_clip=200, a lower "
+                "--config.training.learning_rate, a higher --config.training.regularization, or a "
+                f"larger batch, each with {ACCEPT} to go on with this run."
             )
         images_per_second = steps_per_second * self._training.batch_size
         speed = {"steps_per_second": steps_per_second, "images_per_second": images_per_second}
@@ -153,10 +155,11 @@ class Recorder:
         )
 
     def _pictures(self, step: int, state: TrainState) -> None:
-        for name, images in self._draw(state.eval_variables).items():
-            self._workdir.save_picture(f"{name}_{step:06d}", images, COLUMNS)
+        for name, rows in self._draw(state.eval_variables).items():
+            columns, images = rows.shape[1], rows.reshape(-1, *rows.shape[2:])
+            self._workdir.save_picture(f"{name}_{step:06d}", images, columns)
             if self._tensorboard:
-                self._tensorboard.write_images(step, {name: image_grid(images, COLUMNS)[None]})
+                self._tensorboard.write_images(step, {name: image_grid(images, columns)[None]})
 
     def _save(self, step: int, metrics: dict[str, Array], state: TrainState) -> None:
         if math.isfinite(metrics["loss"]):  # else the next log stops the run

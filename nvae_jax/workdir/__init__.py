@@ -6,6 +6,9 @@
 `pictures/<name>.png`    grids of images
 `log.txt`                what the run said, line by line
 `metrics.jsonl`          what it measured, one JSON object per line
+`changes.jsonl`          what it was continued otherwise with, and after which step
+`images.json.gz`         the images that it is trained and tested on
+`lock.json`              the process that is training in it
 `done.json`              the last validation; it exists once training has come to its end
 `<mode>/`                what a mode has made
 ======================== ======================================
@@ -16,8 +19,9 @@ calls; the first process alone writes configuration, pictures, log and metrics.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -26,6 +30,8 @@ from numpy.typing import ArrayLike
 from nvae_jax.errors import require
 from nvae_jax.workdir import configuration, files
 from nvae_jax.workdir.checkpoints import Checkpoints
+from nvae_jax.workdir.lock import locked
+from nvae_jax.workdir.manifest import Manifest, load_manifest, manifest_changes, save_manifest
 from nvae_jax.workdir.pictures import png
 from nvae_jax.workdir.records import Records
 from nvae_jax.workdir.rows import Rows
@@ -55,6 +61,7 @@ class Workdir:
         require("--workdir", os.fspath(path), is_folder, "a folder, or a new name")
         self.checkpoints = Checkpoints(self.path / "checkpoints", max_to_keep)
         self.records = Records(self.path)
+        self._images = self.path / "images.json.gz"
 
     def save_config(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
         """Writes the run's configuration, fields by section."""
@@ -71,6 +78,31 @@ class Workdir:
     def has_config(self) -> bool:
         """Whether a configuration is saved, so that this is the folder of a run."""
         return (self.path / "config.json").exists()
+
+    def image_changes(self, manifest: Manifest) -> list[str]:
+        """What is different about the images; nothing where none were written down.
+
+        Raises:
+          ConfigError: the list of images is broken.
+        """
+        saved = load_manifest(self._images)
+        return [] if saved is None else manifest_changes(saved, manifest)
+
+    def save_images(self, manifest: Manifest) -> None:
+        """Writes down the images of the run."""
+        save_manifest(self._images, manifest)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from training in this folder.
+
+        Raises:
+          ConfigError: another process is training in it.
+        """
+        with locked(self.path) as message:
+            if message:
+                self.log(message)
+            yield
 
     def log(self, message: str) -> None:
         """Prints `message`, and appends it to the log."""

@@ -61,7 +61,12 @@ class Checkpoints:
             self._open().save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore(
-        self, abstract_state: Any, step: int | None = None, *, partial: bool = False
+        self,
+        abstract_state: Any,
+        step: int | None = None,
+        *,
+        partial: bool = False,
+        optional: str | None = None,
     ) -> tuple[Any, dict[str, Any]]:
         """Restores a checkpoint onto the devices that `abstract_state` names.
 
@@ -70,6 +75,7 @@ class Checkpoints:
           step: which checkpoint; by default the latest.
           partial: leave unread what the checkpoint holds beyond `abstract_state`. Entries are
             matched by name: a dict's `"params"` finds the field `params` of a saved dataclass.
+          optional: the name of an entry at the top that may be left unread.
 
         Returns:
           `(state, metadata)`; `state` has the structure of `abstract_state`.
@@ -88,12 +94,14 @@ class Checkpoints:
             )
         with self._reading(step):
             saved = manager.metadata(step).item_metadata["state"].tree
-        if differences := _differences(saved, abstract_state, partial):
+        if differences := _differences(saved, abstract_state, partial, optional):
             where = f"checkpoint {step} in {manager.directory}"
             title = f"{where} is not as wanted in {len(differences)} places, the first of them:"
             raise ConfigError(f"{title} {'; '.join(differences[:5])}")
         placed = ocp.checkpoint_utils.construct_restore_args(abstract_state)
-        arrays = ocp.args.PyTreeRestore(abstract_state, placed, partial_restore=partial)
+        arrays = ocp.args.PyTreeRestore(
+            abstract_state, placed, partial_restore=partial or optional is not None
+        )
         items = ocp.args.Composite(state=arrays, metadata=ocp.args.JsonRestore())
         with self._reading(step):
             restored = manager.restore(step, args=items)
@@ -167,7 +175,7 @@ def _named(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def _differences(saved: Any, wanted: Any, partial: bool) -> list[str]:
+def _differences(saved: Any, wanted: Any, partial: bool, optional: str | None) -> list[str]:
     """Lists where the tree of arrays `wanted` asks for what `saved` does not hold."""
     held, asked = _named(saved), _named(wanted)
     differences = []
@@ -179,7 +187,8 @@ def _differences(saved: Any, wanted: Any, partial: bool) -> list[str]:
         elif leaf.sharding is None:
             differences.append(f"{name} is wanted without a sharding")
     if not partial:
-        differences += [f"{name} is saved but not wanted" for name in held if name not in asked]
+        unwanted = [name for name in held if name not in asked and name.split(".")[0] != optional]
+        differences += [f"{name} is saved but not wanted" for name in unwanted]
     return differences
 
 

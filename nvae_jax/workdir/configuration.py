@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -37,19 +37,3 @@ def load_config(path: epath.Path) -> dict[str, Any]:
         if not isinstance(settings, dict):
             raise ValueError("it is not an object")
     return settings
-
-
-def changes(old: Settings, new: Settings, adjustable: Collection[str] = ()) -> list[str]:
-    """Says which fields differ, but for those of dotted names in `adjustable`."""
-    saved, given = (_as_json(settings) for settings in (old, new))
-    return [
-        f"config.{section}.{name} is {given[section].get(name)!r}, saved: {fields.get(name)!r}"
-        for section, fields in saved.items()
-        for name in fields | given[section]
-        if f"{section}.{name}" not in adjustable and fields.get(name) != given[section].get(name)
-    ]
-
-
-def _as_json(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Settings as they come back from a file."""
-    return json.loads(json.dumps(settings))

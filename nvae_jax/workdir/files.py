@@ -13,7 +13,7 @@ from nvae_jax.errors import writing
 def folder_path(path: str | os.PathLike[str]) -> epath.Path:
     """The path of a folder, absolute unless it is in a bucket."""
     folder = epath.Path(path)
-    return folder if _is_remote(folder) else folder.absolute()
+    return folder if is_remote(folder) else folder.expanduser().absolute()
 
 
 def write(path: epath.Path, content: bytes) -> None:
@@ -39,7 +39,7 @@ def append(path: epath.Path, content: bytes) -> None:
     """
     if jax.process_index() != 0:
         return
-    if _is_remote(path):  # where there is no appending
+    if is_remote(path):  # where there is no appending
         before = path.read_bytes() if path.exists() else b""
         write(path, before + content)
         return
@@ -70,7 +70,7 @@ def remove(path: epath.Path) -> None:
 
 
 def _ends_a_line(path: epath.Path) -> bool:
-    if _is_remote(path) or not path.exists():  # a file in a bucket is never half written
+    if is_remote(path) or not path.exists():  # a file in a bucket is never half written
         return True
     with writing(path), open(path, "rb") as file:
         if file.seek(0, os.SEEK_END) == 0:
@@ -79,5 +79,6 @@ def _ends_a_line(path: epath.Path) -> bool:
         return file.read() == b"\n"
 
 
-def _is_remote(path: epath.Path) -> bool:
+def is_remote(path: epath.Path) -> bool:
+    """Whether a path is in a bucket."""
     return "://" in os.fspath(path)

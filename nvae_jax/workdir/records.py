@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, SupportsFloat
 
 import jax
 from etils import epath
 
 from nvae_jax.errors import reading
-from nvae_jax.workdir.files import append_line, write
+from nvae_jax.workdir.files import append_line, remove, write
 
 
 class Records:
@@ -63,6 +63,16 @@ class Records:
         kept = [record for record in self.read_metrics() if record["step"] <= step]
         lines = "".join(json.dumps(record) + "\n" for record in kept)
         write(self._metrics, lines.encode())
+
+    def write_changes(self, step: int, changes: Sequence[str]) -> None:
+        """Appends to `changes.jsonl`, and logs, what the run goes on with after `step`."""
+        record = {"step": step, "time": time.strftime("%Y-%m-%d %H:%M:%S"), "changes": [*changes]}
+        append_line(self._folder / "changes.jsonl", json.dumps(record))
+        self.log(f"from step {step:,} on: {'; '.join(changes)}")
+
+    def reopen(self) -> None:
+        """Removes `done.json`: there is more to train."""
+        remove(self._folder / "done.json")
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Writes `done.json`: the run has come to its end, with `record` as its result."""

@@ -3,12 +3,12 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from nvae_jax.data.images import ImageReader
+from nvae_jax.data.images import ImageReader, cover_and_crop
 from nvae_jax.errors import ConfigError, require
 from nvae_jax.image_spec import ImageSpec
 
@@ -52,6 +52,8 @@ class Dataset:
       flip: whether training images are mirrored left to right at random.
       random_crop: whether the loader cuts every training image to `image.shape` at a place drawn
         anew in each epoch.
+      notes: what a run's log should say about the images.
+      files: by split, the size in bytes of each image file by its name; None: they are no files.
     """
 
     name: str
@@ -60,6 +62,15 @@ class Dataset:
     test: Source
     flip: bool = False
     random_crop: bool = False
+    notes: tuple[str, ...] = ()
+    files: Mapping[str, Mapping[str, int]] | None = None
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What tells whether the images are still the same: by split, the files or the number."""
+        if self.files is not None:
+            return {split: dict(files) for split, files in self.files.items()}
+        return {"train": len(self.train), "test": len(self.test)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +116,16 @@ class DataConfig:
     def image(self) -> ImageSpec | None:
         """The images, without opening anything; None where only the files tell."""
         raise NotImplementedError
+
+    def file_reader(self, image: ImageSpec) -> ImageReader:
+        """What reads an image file as the dataset's images are evaluated.
+
+        Args:
+          image: the model's images.
+        """
+        height, width, channels = image.inner_shape
+        fit = functools.partial(cover_and_crop, height=height, width=width)
+        return ImageReader(channels, fit, image.border)
 
     def open(self) -> Dataset:
         """Opens the dataset.

@@ -1,12 +1,14 @@
-"""Which files of a folder are no readable images, found once and remembered."""
+"""The files of a folder, each read once: which are no readable images, and which are the same."""
 
 import concurrent.futures
+import dataclasses
+import functools
 import hashlib
 import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nvae_jax.data.images import ImageReader
@@ -14,46 +16,71 @@ from nvae_jax.data.images import ImageReader
 _SAVE_SECONDS = 30
 
 
-def find_unreadable(root: Path, names: Sequence[str]) -> dict[str, str]:
-    """The files that cannot be read as images, by name, with the reason.
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What reading a file has shown.
 
-    What was found is kept in the user's cache folder with each file's size and time of change, so
-    that a later call, or one after an interruption, reads only what is new.
+    Attributes:
+      size: in bytes.
+      reason: why it cannot be read as an image; None: it can.
+      digest: equal for files of the same content.
+    """
+
+    size: int
+    reason: str | None
+    digest: str
+
+
+def check_files(root: Path, names: Sequence[str], channels: int) -> dict[str, Verdict]:
+    """Reads all files as images of so many channels.
+
+    That a file is readable is kept in the user's cache folder with its size and time of change, so
+    that a later call, or one after an interruption, reads only what is new. Failures are not kept,
+    since permissions, Pillow's limits and its plugins may change while a file does not.
 
     Args:
       root: a folder.
       names: of files in it.
+      channels: as for `ImageReader`.
+
+    Returns: a verdict for every name.
     """
-    memory = _memory_of(root)
+    memory = _memory_of(root, channels)
     known = _load(memory)
     stamps = {name: _stamp(root / name) for name in names}
-    verdicts = {
-        name: known[name] for name in names if known.get(name, [None])[0] == stamps[name]
-    }  # name: [stamp, reason or None]
-    new = [name for name in names if name not in verdicts]
+    digests = {name: known[name][1] for name in names if known.get(name, [None])[0] == stamps[name]}
+    verdicts = {name: Verdict(stamps[name][0], None, digest) for name, digest in digests.items()}
+    new = [name for name in names if name not in digests]
     if new:
         from tqdm import tqdm
 
+        read = functools.partial(_read, ImageReader(channels))
         saved = time.monotonic()
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            reasons = pool.map(lambda name: _why_unreadable(root / name), new)
-            progress = tqdm(zip(new, reasons, strict=True), "reading images once", len(new))
-            for name, reason in progress:
-                verdicts[name] = [stamps[name], reason]
+            found = pool.map(lambda name: read(root / name), new)
+            for name, verdict in tqdm(
+                zip(new, found, strict=True), "reading images once", len(new)
+            ):
+                verdicts[name] = verdict
+                if verdict.reason is None:
+                    digests[name] = verdict.digest
                 if time.monotonic() - saved > _SAVE_SECONDS:
-                    _save(memory, verdicts)
+                    _save(memory, stamps, digests)
                     saved = time.monotonic()
-        _save(memory, verdicts)
-    return {name: verdict[1] for name, verdict in verdicts.items() if verdict[1] is not None}
+        _save(memory, stamps, digests)
+    return {name: verdicts[name] for name in names}
 
 
-def _why_unreadable(path: Path) -> str | None:
+def _read(reader: ImageReader, path: Path) -> Verdict:
+    content = b""
     try:
-        ImageReader()(path)
+        content = path.read_bytes()
+        reader(content)
+        reason = None
     # Pillow raises all kinds of exceptions for broken files.
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return None
+        reason = f"{type(error).__name__}: {error}"
+    return Verdict(len(content), reason, hashlib.sha256(content).hexdigest()[:32])
 
 
 def _stamp(path: Path) -> list[int]:
@@ -64,10 +91,10 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _memory_of(root: Path) -> Path:
+def _memory_of(root: Path, channels: int) -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-    return Path(cache) / "nvae_jax" / "folders" / f"{name}.json"
+    return Path(cache) / "nvae_jax" / "folders" / f"{name}-{channels}.json"
 
 
 def _load(memory: Path) -> dict[str, list]:
@@ -77,11 +104,14 @@ def _load(memory: Path) -> dict[str, list]:
         return {}
 
 
-def _save(memory: Path, verdicts: dict[str, list]) -> None:
+def _save(memory: Path, stamps: Mapping[str, list[int]], digests: Mapping[str, str]) -> None:
+    if not memory.is_absolute():  # there is no home folder
+        return
+    content = {name: [stamps[name], digest] for name, digest in digests.items()}
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=memory.parent, delete=False) as file:
-            json.dump(verdicts, file)
+            json.dump(content, file)
         os.replace(file.name, memory)
     except OSError:
         pass  # it is only a memory: the next run reads the files again

@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 import hashlib
-import logging
+import heapq
 import os
-from collections.abc import Collection
+import stat
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from nvae_jax.data.images import (
     ImageReader,
@@ -17,8 +18,8 @@ from nvae_jax.data.images import (
     stretch,
 )
 from nvae_jax.data.sources.base import DataConfig, Dataset, Decoded, positive_sides
-from nvae_jax.data.sources.checked import find_unreadable
-from nvae_jax.errors import ConfigError, require
+from nvae_jax.data.sources.checked import Verdict, check_files
+from nvae_jax.errors import ConfigError, reading, require
 from nvae_jax.fields import require_literals
 from nvae_jax.image_spec import ImageSpec
 
@@ -30,9 +31,10 @@ _SHOWN = 5  # unreadable files that a message names
 class ImageFolder(DataConfig):
     """The images in a folder and its subfolders, of any size, mode and file format of Pillow's.
 
-    An image belongs to the test split by a hash of its path below the folder: it never changes
-    sides when other images come or go. Before first use every file is read once, which is
-    remembered in the user's cache folder, so that a broken one is found at the start of a run.
+    An image belongs to the test split by a hash of its path below the folder: it does not change
+    sides when other images come or go. Files of the same content are on the same side, and each
+    side has an image if there are two that differ. Before first use every file is read once, which
+    is remembered in the user's cache folder, so that a broken one is found at the start of a run.
     """
 
     name: ClassVar[str] = "image_folder"
@@ -59,17 +61,23 @@ class ImageFolder(DataConfig):
     def image(self) -> ImageSpec:
         return ImageSpec(*positive_sides(self.size), self.channels)
 
+    def file_reader(self, image: ImageSpec) -> ImageReader:
+        return self._reader(cover_and_crop if self.fit == "random_crop" else _FITS[self.fit])
+
     def open(self) -> Dataset:
         root = Path(self.path).expanduser()
-        train, test = self._splits(root)
-        height, width, channels = self.image.shape
-        fits = (_FITS[self.fit], cover_and_crop if self.fit == "random_crop" else _FITS[self.fit])
+        verdicts, notes = self._checked(root)
+        train, test = split_files(verdicts, self.test_fraction)
+        empty = f"of the {len(verdicts)} images in {root}; allowed: a folder with 2 or more"
+        if not train or not test:
+            raise ConfigError(f"data.path leaves none to train or to test on, {empty} that differ")
+        copies = len(verdicts) - len({verdict.digest for verdict in verdicts.values()})
+        if copies:
+            notes.append(f"{copies:,} of the images are copies of others, kept in the same split")
+        readers = (self._reader(_FITS[self.fit]), self.file_reader(self.image))
         sources = [
-            Decoded(
-                Files(root, tuple(files)),
-                ImageReader(channels, functools.partial(geometry, height=height, width=width)),
-            )
-            for files, geometry in zip((train, test), fits, strict=True)
+            Decoded(Files(root, tuple(files)), reader)
+            for files, reader in zip((train, test), readers, strict=True)
         ]
         return Dataset(
             name=self.name,
@@ -78,41 +86,37 @@ class ImageFolder(DataConfig):
             test=sources[1],
             flip=self.flip,
             random_crop=self.fit == "random_crop",
+            notes=tuple(notes),
+            files={
+                split: {name: verdicts[name].size for name in files}
+                for split, files in {"train": train, "test": test}.items()
+            },
         )
 
-    def _splits(self, root: Path) -> tuple[list[str], list[str]]:
-        """Names of the files to train and to test on."""
+    def _reader(self, geometry: Callable[..., Any]) -> ImageReader:
+        height, width, channels = self.image.shape
+        return ImageReader(channels, functools.partial(geometry, height=height, width=width))
+
+    def _checked(self, root: Path) -> tuple[dict[str, Verdict], list[str]]:
+        """The readable files, and what there is to say about the others."""
         require("data.path", self.path, root.is_dir(), "a folder")
         names = list_images(root)
         allowed = f"a folder with images ({', '.join(_some_suffixes())}, …)"
         require("data.path", self.path, bool(names), allowed)
-        broken = find_unreadable(root, names)
-        if broken:
-            self._report(root, len(names), broken)
-        readable = [name for name in names if name not in broken]
-        splits: tuple[list[str], list[str]] = [], []
-        for name in readable:
-            splits[is_test(name, self.test_fraction)].append(name)
-        allowed = "more images, or another fraction"
-        for split, purpose in zip(splits, ("train", "test"), strict=True):
-            if not split:
-                raise ConfigError(
-                    f"data.test_fraction is {self.test_fraction}, which leaves none of the "
-                    f"{len(readable)} images in {root} to {purpose}; allowed: {allowed}"
-                )
-        return splits
-
-    def _report(self, root: Path, number: int, broken: dict[str, str]) -> None:
-        """Refuses unreadable files, or says which ones are left out."""
-        first = [f"{name} ({error})" for name, error in list(broken.items())[:_SHOWN]]
+        verdicts = check_files(root, names, self.channels)
+        broken = {name: v.reason for name, v in verdicts.items() if v.reason is not None}
+        if not broken:
+            return verdicts, []
+        first = [f"{name} ({reason})" for name, reason in list(broken.items())[:_SHOWN]]
         more = f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
-        message = f"{len(broken)} of {number} files are unreadable: {', '.join(first)}{more}"
+        message = f"{len(broken)} of {len(names)} files are unreadable: {', '.join(first)}{more}"
         if self.unreadable == "error":
             raise ConfigError(
                 f"data.path is {os.fspath(root)!r}, where {message}; remove them, or leave them "
-                "out by --config.data.unreadable=skip"
+                "out by --config.data.unreadable=skip (and --accept_changes for a run that exists)"
             )
-        logging.getLogger(__name__).warning("%s: %s; they are left out", root, message)
+        readable = {name: verdict for name, verdict in verdicts.items() if name not in broken}
+        return readable, [f"{message}; they are left out"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,22 +140,71 @@ class Files:
 def list_images(root: Path) -> list[str]:
     """The image files below a folder, as sorted paths relative to it with `/`.
 
-    Which they are is told from their names, whether they can be read or not.
+    Which they are is told from their names, whether they can be read or not. Links are followed,
+    but each file and each folder counts once, by the first of its paths that has no link in it.
     """
     suffixes = _suffixes()
-    found = []
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
-                found.append((Path(folder) / name).relative_to(root).as_posix())
-    return sorted(found)
+    found: dict[
+        Any, tuple[bool, str]
+    ] = {}  # by identity: whether the path has a link, and the path
+    walked = set()
+    real, linked = [os.fspath(root)], list[str]()
+    while real or linked:
+        by_link = not real  # real folders first, so that what they hold counts by its own path
+        folder = heapq.heappop(real or linked)
+        this = _identity(os.stat(folder))
+        if this in walked:
+            continue
+        walked.add(this)
+        with reading("data.path", folder, "a folder that this user may read"):
+            entries = list(os.scandir(folder))
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            try:
+                status = os.stat(entry.path)
+            except OSError:  # a link that leads nowhere
+                status = None
+            is_link = by_link or entry.is_symlink()
+            if status is not None and stat.S_ISDIR(status.st_mode):
+                heapq.heappush(linked if is_link else real, entry.path)
+            elif Path(entry.name).suffix.lower() in suffixes:
+                path = (is_link, Path(entry.path).relative_to(root).as_posix())
+                identity: Any = entry.path if status is None else _identity(status)
+                found[identity] = min(path, found.get(identity, path))
+    return sorted(name for _, name in found.values())
 
 
-def is_test(name: str, fraction: float) -> bool:
-    """Whether an image belongs to the test split, from its path below the folder alone."""
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    """Equal for all paths of a file or a folder."""
+    return status.st_dev, status.st_ino
+
+
+def split_files(verdicts: Mapping[str, Verdict], fraction: float) -> tuple[list[str], list[str]]:
+    """Names of the files to train and to test on.
+
+    Files of the same content are on the side of the first of them. If one side would have none, it
+    is given the images whose hash is the nearest to it.
+    """
+    first: dict[str, str] = {}
+    for name, verdict in verdicts.items():
+        first.setdefault(verdict.digest, name)
+    hashes = {digest: name_hash(name) for digest, name in first.items()}
+    test = {digest for digest, value in hashes.items() if value < fraction}
+    if len(hashes) > 1 and not test:
+        test = {min(hashes, key=hashes.__getitem__)}
+    if len(hashes) > 1 and len(test) == len(hashes):
+        test.remove(max(hashes, key=hashes.__getitem__))
+    splits: tuple[list[str], list[str]] = [], []
+    for name, verdict in verdicts.items():
+        splits[verdict.digest in test].append(name)
+    return splits
+
+
+def name_hash(name: str) -> float:
+    """A number in [0, 1) that depends on an image's path below the folder alone."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _suffixes() -> Collection[str]:
