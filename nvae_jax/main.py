@@ -95,8 +95,9 @@ def main(argv: list[str]) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, Preemption.SIGNALS)
         mode = _MODE.value
         options = read_flags(mode, _OPTIONS, flags.FLAGS.flag_values_dict(), _ELSEWHERE)
-        needs_workdir = mode != "prepare"
-        require("--workdir", _WORKDIR.value, not needs_workdir or bool(_WORKDIR.value), "a folder")
+        run = _run() if mode in ("train", "prepare") else None
+        needless = mode == "prepare"
+        require("--workdir", _WORKDIR.value, needless or bool(_WORKDIR.value), "a folder")
         keep_compiled_programs()
         alone = not (_DISTRIBUTED.value or _COORDINATOR.value)
         for flag in (_NUM_PROCESSES, _PROCESS_ID):
@@ -109,13 +110,13 @@ def main(argv: list[str]) -> None:
                 _PROCESS_ID.value,
                 _HEARTBEAT_TIMEOUT.value,
             )
-        if mode == "train":
-            train(_run(), str(_WORKDIR.value), preemption, options.accept_changes)
-        elif mode == "prepare":
-            prepare(_run().data)
-        else:
+        if run is None:
             _, do = MODES[mode]
             do(open_run(str(_WORKDIR.value), places=_places(mode)), options)
+        elif mode == "prepare":
+            prepare(run.data)
+        else:
+            train(run, str(_WORKDIR.value), preemption, options.accept_changes)
 
 
 def _run() -> RunConfig:

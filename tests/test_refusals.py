@@ -58,7 +58,7 @@ TRAIN = [
     ([FOLDER, NEW, "--config.data.path={there}/file"], "{there}/file"),
     ([FOLDER, NEW, "--config.data.path={there}/empty"], "{there}/empty"),
     ([FOLDER, NEW, "--config.data.path={there}/damaged"], "b.png"),
-    ([FOLDER, NEW, "--config.data.path={there}/single"], "data.test_fraction is 0.1"),
+    ([FOLDER, NEW, "--config.data.path={there}/single"], "data.path is "),
     ([FOLDER, NEW, "--config.data.path={there}/single", "--config.data.size=50"], "(50, 50, 3)"),
     ([FOLDER, NEW, "--config.data.path={there}/single", "--config.data.fit=bend"], "'bend'"),
     ([ARRAYS, NEW, "--config.data.path={there}/absent.npz"], "{there}/absent.npz"),

@@ -60,13 +60,16 @@ def changes(saved: RunConfig, given: RunConfig) -> list[Change]:
     ]
 
 
-def check_changes(saved: RunConfig, given: RunConfig, accept: bool) -> list[Change]:
+def check_changes(
+    saved: RunConfig, given: RunConfig, accept: bool, where: str = "the run"
+) -> list[Change]:
     """The fields with which a run that has checkpoints is continued otherwise than before.
 
     Args:
       saved: the run as it was.
       given: the run as it shall go on.
       accept: whether fields may change that change what is learned.
+      where: the run, for messages.
 
     Raises:
       ConfigError: a field that is fixed differs, or another one without consent.
@@ -74,13 +77,13 @@ def check_changes(saved: RunConfig, given: RunConfig, accept: bool) -> list[Chan
     found = changes(saved, given)
     if fixed := _fixed(saved, given, found):
         raise ConfigError(
-            f"{'; '.join(fixed)}; allowed: the saved values, or another --workdir for a new run"
+            f"{where} has other settings: {'; '.join(fixed)}; allowed: the saved values, or another --workdir for a new run"
         )
-    consent(list(map(str, found)), accept)
+    consent(list(map(str, found)), accept, where)
     return found
 
 
-def consent(found: Sequence[str], accept: bool) -> None:
+def consent(found: Sequence[str], accept: bool, where: str) -> None:
     """Refuses changes of a run, unless they are accepted.
 
     Raises:
@@ -88,7 +91,7 @@ def consent(found: Sequence[str], accept: bool) -> None:
     """
     if found and not accept:
         raise ConfigError(
-            f"the run has other settings: {'; '.join(found)}; allowed: the saved values, another "
+            f"{where} has other settings: {'; '.join(found)}; allowed: the saved values, another "
             f"--workdir for a new run, or {ACCEPT} to go on with these changes"
         )
 

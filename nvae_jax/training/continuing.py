@@ -43,7 +43,7 @@ class Going:
         self._changes: list[str] = []
         if self.step is not None:
             saved = read_run(workdir.load_config())
-            self._changes = list(map(str, check_changes(saved, run, accept)))
+            self._changes = list(map(str, check_changes(saved, run, accept, str(workdir.path))))
 
     def agree(self, dataset: Dataset, total_steps: int) -> None:
         """Compares the images with those of before, and writes down what the run is from now on.
@@ -55,7 +55,7 @@ class Going:
         manifest = dataset.manifest
         if self.step is not None:
             images = self._workdir.image_changes(manifest)
-            consent(images, self._accept)
+            consent(images, self._accept, str(self._workdir.path))
             self._changes += images
             epochs = self._run.training.epochs
             steps = f"more than the {self.step:,} steps that are trained ({total_steps:,} now)"

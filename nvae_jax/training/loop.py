@@ -64,25 +64,35 @@ def train(
     eval_batch_size = training.eval_batch_size or training.batch_size
     check_batch_size(mesh, eval_batch_size, "training.eval_batch_size")
     workdir = Workdir(path, max_to_keep=training.keep_checkpoints)
-    with workdir.locked(), contextlib.closing(workdir.checkpoints):
-        return _train(workdir, run, mesh, preemption, accept_changes)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(workdir.checkpoints))
+        # A run that is refused leaves no folder behind.
+        if exists := workdir.has_config():
+            stack.enter_context(workdir.locked())
+        going = Going(workdir, run, accept_changes)
+        dataset = run.open_data()
+        epoch_steps = steps_per_epoch(dataset, training.batch_size)
+        program = make_program(run.model, training, epoch_steps, mesh, flip=dataset.flip)
+        if not exists:
+            stack.enter_context(workdir.locked())
+        total_steps = training.epochs * epoch_steps
+        going.agree(dataset, total_steps)
+        return _train(workdir, run, mesh, going, dataset, program, preemption)
 
 
 def _train(
     workdir: Workdir,
     run: RunConfig,
     mesh: Mesh,
+    going: Going,
+    dataset: Dataset,
+    program: Program,
     preemption: Preemption | None,
-    accept_changes: bool,
 ) -> dict[str, float] | None:
     start = time.monotonic()
     model, training = run.model, run.training
-    going = Going(workdir, run, accept_changes)
-    dataset = run.open_data()
     epoch_steps = steps_per_epoch(dataset, training.batch_size)
     total_steps = training.epochs * epoch_steps
-    program = make_program(model, training, epoch_steps, mesh, flip=dataset.flip)
-    going.agree(dataset, total_steps)
     workdir.log(
         f"{dataset.name}: {total_steps:,} steps of {training.batch_size} images, {epoch_steps:,} "
         f"per epoch, on {mesh.size} {jax.default_backend()} device(s) of {jax.process_count()} "

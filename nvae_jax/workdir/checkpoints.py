@@ -116,6 +116,8 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """The latest checkpoint's step, or None, after waiting for the save in progress."""
         self.wait()
+        if self._manager is None and not self.folder.exists():  # opening would create it
+            return None
         return self._open().latest_step()
 
     def wait(self) -> None:

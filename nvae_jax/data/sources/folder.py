@@ -68,9 +68,8 @@ class ImageFolder(DataConfig):
         root = Path(self.path).expanduser()
         verdicts, notes = self._checked(root)
         train, test = split_files(verdicts, self.test_fraction)
-        empty = f"of the {len(verdicts)} images in {root}; allowed: a folder with 2 or more"
-        if not train or not test:
-            raise ConfigError(f"data.path leaves none to train or to test on, {empty} that differ")
+        allowed = f"a folder with 2 or more different images (of {len(verdicts)} it has 1)"
+        require("data.path", self.path, bool(train and test), allowed)
         copies = len(verdicts) - len({verdict.digest for verdict in verdicts.values()})
         if copies:
             notes.append(f"{copies:,} of the images are copies of others, kept in the same split")
