@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from nvae_jax.model.kernels.platform import compiling_for
+from nvae_jax.user_cache import cache_folder
 
 COMPILATION_TIMEOUT = 7200  # seconds that processes wait for the slowest compiler
 
@@ -82,7 +83,9 @@ def compiled_together(function: Any, name: str) -> Callable[..., Any]:
     return call
 
 
-def compiled_ahead(function: Any, name: str, *shapes: Any) -> Callable[..., Any]:
+def compiled_ahead(
+    function: Any, name: str, *shapes: Any, check: Callable[[Any], object] = lambda compiled: None
+) -> Callable[..., Any]:
     """As `compiled_together`, but compilation begins at once, in a thread of its own.
 
     Its errors are raised by the first call. A program that ends before waits for the compiler.
@@ -91,9 +94,16 @@ def compiled_ahead(function: Any, name: str, *shapes: Any) -> Callable[..., Any]
       function: of `jax.jit`.
       name: of the function, different for every function of a run.
       shapes: what it will be called with, as `jax.ShapeDtypeStruct` with shardings.
+      check: called with the compiled function; what it raises counts as an error of compilation.
     """
+
+    def compile_() -> Any:
+        compiled = _compile_together(function, name, shapes)
+        check(compiled)
+        return compiled
+
     thread = concurrent.futures.ThreadPoolExecutor(1, "compile")
-    compiled = thread.submit(_compile_together, function, name, shapes)
+    compiled = thread.submit(compile_)
     thread.shutdown(wait=False)
     return lambda *args: compiled.result()(*args)
 
@@ -125,8 +135,8 @@ def keep_compiled_programs() -> None:
         # A start compiles dozens of programs of one operation each, which together take seconds.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         # A program for CPU is divided between the cores that compiling it could use, and JAX's key
         # does not tell: one compiled on a single core would stay on a single core everywhere.
-        folder = f"xla_{usable_cores()}_cores"
-        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "nvae_jax", folder))
+        folder = cache_folder(f"xla_{usable_cores()}_cores")
+        if folder is not None:
+            jax.config.update("jax_compilation_cache_dir", os.fspath(folder))

@@ -6,6 +6,7 @@ dataclasses. This module converts one into the other.
 
 import dataclasses
 import difflib
+import sys
 import types
 import typing
 from collections.abc import Sequence
@@ -101,7 +102,7 @@ def _convert(kind: Any, value: Any, field: str) -> Any:
                     for index, (option, item) in enumerate(zip(options, value, strict=True))
                 )
     elif kind is float:
-        if type(value) in (int, float):
+        if type(value) in (int, float) and abs(value) <= sys.float_info.max:  # NaN is not
             return float(value)
     elif kind in (bool, int, str, types.NoneType):
         if type(value) is kind:

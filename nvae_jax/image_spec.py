@@ -23,6 +23,9 @@ _Images = TypeVar("_Images", np.ndarray, Array)
 _EVALUATION_SEED = 0
 
 
+LARGEST_SIDE = 2**14  # pixels, far beyond any machine
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
     """The images that a model is trained on.
@@ -47,8 +50,9 @@ class ImageSpec:
     binarize: bool = False
 
     def __post_init__(self):
-        require("image_shape", self.shape, self.height > 0 and self.width > 0, "positive sides")
-        require("image_shape", self.shape, self.channels >= 1, "at least one channel")
+        sides = min(self.height, self.width) > 0 and max(self.height, self.width) <= LARGEST_SIDE
+        require("image_shape", self.shape, sides, f"sides of 1 to {LARGEST_SIDE} pixels")
+        require("image_shape", self.shape, 1 <= self.channels <= 1024, "1 to 1024 channels")
         side = min(self.height, self.width)
         fits = 0 <= 2 * self.border < side
         require("border", self.border, fits, f"0 or more, and less than half of {side} pixels")

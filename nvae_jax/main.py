@@ -70,6 +70,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "What to train; single fields as --config.training.seed=1.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: new, or one to continue.")
+_RESULTS = flags.DEFINE_string("results", None, "Where modes write; the work directory by default.")
 _MODE = flags.DEFINE_enum("mode", "train", [*_OPTIONS], "What to do.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "One process of many: host:port of the first."
@@ -98,6 +99,8 @@ def main(argv: list[str]) -> None:
         run = _run() if mode in ("train", "prepare") else None
         needless = mode == "prepare"
         require("--workdir", _WORKDIR.value, needless or bool(_WORKDIR.value), "a folder")
+        unused = run is not None and _RESULTS.value is not None
+        require("--results", _RESULTS.value, not unused, f"other modes than {mode}")
         keep_compiled_programs()
         alone = not (_DISTRIBUTED.value or _COORDINATOR.value)
         for flag in (_NUM_PROCESSES, _PROCESS_ID):
@@ -112,7 +115,10 @@ def main(argv: list[str]) -> None:
             )
         if run is None:
             _, do = MODES[mode]
-            do(open_run(str(_WORKDIR.value), places=_places(mode)), options)
+            places, results = _places(mode), _RESULTS.value
+            model = open_run(str(_WORKDIR.value), places=places, results=results)
+            model.workdir.check_writable()
+            do(model, options)
         elif mode == "prepare":
             prepare(run.data)
         else:

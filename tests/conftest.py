@@ -37,6 +37,7 @@ SLOW = {
     "test_evaluate",
     "test_fid",
     "test_flows",
+    "test_fuzz",
     "test_going_on",
     "test_import_official",
     "test_inception",

@@ -114,7 +114,8 @@ def test_other_data_of_the_same_images_may_be_accepted():
         | {"training": PHOTOS["training"]}
     )
     same_size = photos(data__size=64)
-    assert [c.name for c in check_changes(same_size, faces, accept=True)][0] == "data.name"
+    names = [change.name for change in check_changes(same_size, faces, accept=True)]
+    assert "data.name" in names
     with pytest.raises(ConfigError, match=r"data.name is 'celeba64'.*what an image is"):
         check_changes(folder, faces, accept=True)
 
@@ -128,13 +129,18 @@ SAVED = {"train": {"a.png": 1, "b.png": 2, "c.png": 3}, "test": {"d.png": 4}}
         (SAVED, []),
         (
             {"train": {"a.png": 1, "e.png": 2}, "test": {"d.png": 4, "c.png": 3}},
-            ["1 image removed: b.png", "1 image added: e.png"]
-            + ["1 image moved to the other split: c.png"],
+            [
+                "1 image removed: b.png",
+                "1 image added: e.png",
+                "1 image moved to the other split: c.png",
+            ],
         ),
         (
             {"train": SAVED["train"] | {f"n{i}.png": 0 for i in range(1234)}, "test": {"d.png": 5}},
-            ["1,234 images added: n0.png, n1.png, n10.png, n100.png, n1000.png and 1,229 more"]
-            + ["1 image changed: d.png"],
+            [
+                "1,234 images added: n0.png, n1.png, n10.png, n100.png, n1000.png and 1,229 more",
+                "1 image changed: d.png",
+            ],
         ),
         ({"train": 2, "test": 1}, ["train has 2 images, saved: 3 images"]),
     ],

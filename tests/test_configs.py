@@ -9,7 +9,7 @@ import jax
 import pytest
 
 import configs
-from configs import default
+from configs import default, image_folder
 from nvae_jax.config.run import read_run
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.data.loading import LoadingConfig
@@ -139,3 +139,19 @@ def test_what_is_impossible_is_refused_by_name(section, field, value, message):
         (config if section is None else config[section])[field] = value
     with pytest.raises(ConfigError, match="^" + message):
         read_run(config)
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters"),
+    [("cpu32", 536_468), ("cpu64", 1_872_940), ("large_gpu", 123_080_804)],
+)
+def test_presets_for_own_images_are_runs_chosen_by_name(preset, parameters):
+    config = image_folder.get_config(preset)
+    config.data.path = "photos"
+    model = read_run(config).model
+    assert count_parameters(dataclasses.replace(model, remat="none")) == parameters
+
+
+def test_another_preset_is_refused_with_those_there_are():
+    with pytest.raises(ConfigError, match=r"image_folder.py:laptop'; allowed: cpu32, cpu64, small"):
+        image_folder.get_config("laptop")

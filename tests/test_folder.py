@@ -84,7 +84,7 @@ def test_split_does_not_move():
     assert (train & test, len(train | test)) == (set(), len(names))
     # Four standard deviations of a binomial count.
     assert abs(len(test) - 1000) < 4 * np.sqrt(10_000 * 0.1 * 0.9)
-    # A larger fraction only adds to the test split, and fewer images leave the others where they were.
+    # A larger fraction only adds to the test split; where there are fewer images, none moves.
     assert test < set(split_files(files, 0.2)[1])
     fewer = {name: files[name] for name in names[::3]}
     assert set(split_files(fewer, 0.1)[1]) == test & set(fewer)
@@ -109,7 +109,7 @@ def test_each_side_has_an_image(number, fraction):
 def test_one_image_is_refused_in_all_its_copies(tmp_path):
     for name in ("a.png", "b.png"):
         Image.fromarray(stored.photos(1, 16, 16)[0]).save(tmp_path / name)
-    with pytest.raises(ConfigError, match="2 or more different images .of 2 it has 1"):
+    with pytest.raises(ConfigError, match=r"2 or more different images .of 2 it has 1"):
         data_config("image_folder", path=str(tmp_path), size=8).open()
 
 

@@ -68,8 +68,8 @@ def test_bit_reduction_agrees_with_integers_at_every_level(num_bits):
     [
         ({"num_bits": 0}, "num_bits is 0; allowed: 1 to 8"),
         ({"num_bits": 9}, "num_bits is 9; allowed: 1 to 8"),
-        ({"channels": 0}, r"image_shape is \(6, 8, 0\); allowed: at least one channel"),
-        ({"width": 0}, r"image_shape is \(6, 0, 3\); allowed: positive sides"),
+        ({"channels": 0}, r"image_shape is \(6, 8, 0\); allowed: 1 to 1024 channels"),
+        ({"width": 0}, r"image_shape is \(6, 0, 3\); allowed: sides of 1 to 16384"),
         ({"border": 3}, "border is 3; allowed: 0 or more, and less than half of 6 pixels"),
         ({"border": -1}, "border is -1"),
     ],

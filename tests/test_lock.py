@@ -71,7 +71,7 @@ def test_without_locks_signs_of_life_decide(tmp_path, without_locks):
     thread = threading.Thread(target=first)
     thread.start()
     held.wait()
-    with pytest.raises(ConfigError, match="where process .* is training"), locked(folder):
+    with pytest.raises(ConfigError, match=r"where process .* is training"), locked(folder):
         pass
     done.set()
     thread.join()

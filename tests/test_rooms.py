@@ -15,12 +15,12 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up. Each room lists every room of the package that it may import.
 ROOMS: dict[str, set[str]] = {}
-ROOMS |= {"__init__": set(), "memory": set(), "errors": set()}
+ROOMS |= {"__init__": set(), "memory": set(), "errors": set(), "user_cache": set()}
 ROOMS |= {room: {"errors"} for room in ("fields", "image_spec", "parallel", "processes", "workdir")}
 ROOMS["command_line"] = {"errors", "fields"}
 ROOMS["model"] = {"errors", "fields", "image_spec"}
-ROOMS["compilation"] = {"model"}  # which platform it is traced for
-ROOMS["data"] = {"errors", "fields", "image_spec"}
+ROOMS["compilation"] = {"model", "user_cache"}  # which platform it is traced for
+ROOMS["data"] = {"errors", "fields", "image_spec", "user_cache"}
 ROOMS["config"] = ROOMS["data"] | {"data", "model"}
 DEVICES = {"parallel", "compilation", "processes"}
 ROOMS["evaluation"] = ROOMS["config"] | DEVICES | {"config", "workdir"}

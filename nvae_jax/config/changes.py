@@ -77,7 +77,8 @@ def check_changes(
     found = changes(saved, given)
     if fixed := _fixed(saved, given, found):
         raise ConfigError(
-            f"{where} has other settings: {'; '.join(fixed)}; allowed: the saved values, or another --workdir for a new run"
+            f"{where} has other settings: {'; '.join(fixed)}; allowed: the saved values, or "
+            "another --workdir for a new run"
         )
     consent(list(map(str, found)), accept, where)
     return found

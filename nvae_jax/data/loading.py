@@ -21,4 +21,4 @@ class LoadingConfig:
     def __post_init__(self):
         for name, least in (("num_workers", 0), ("prefetch", 1)):
             value = getattr(self, name)
-            require(f"loading.{name}", value, value >= least, f"{least} or more")
+            require(f"loading.{name}", value, least <= value <= 1024, f"{least} to 1024")

@@ -21,6 +21,7 @@ import numpy as np
 
 from nvae_jax.errors import ConfigError, reading, require
 from nvae_jax.evaluation.inception import feature_shapes
+from nvae_jax.user_cache import cache_folder
 
 EPSILON = 1e-3  # of its batch norms
 GRAPH = "classify_image_graph_def.pb"  # in the archive
@@ -128,8 +129,9 @@ def load_weights(source: str, sha256: str | None = None) -> tuple[dict, str]:
 
 def _download(address: str, sha256: str) -> Path:
     """The file of that checksum behind an address, from the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    path = Path(cache, "nvae_jax", "weights", sha256[:16], address.rsplit("/", 1)[-1])
+    cache = cache_folder("weights")
+    require("HOME", None, cache is not None, "a home folder, or XDG_CACHE_HOME, for downloads")
+    path = Path(cache or "", sha256[:16], address.rsplit("/", 1)[-1])
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         # Its own name, because several processes may do so at the same time.

@@ -118,7 +118,7 @@ def recalibrated(
     )
     digest = hashlib.sha256(provenance.encode()).hexdigest()[:8]
     name = f"recalibrated/step_{model.step}_{digest}.npz"
-    path = model.workdir.path / name
+    path = model.workdir.results / name
     if path.exists():
         broken = (ValueError, EOFError, zipfile.BadZipFile)
         with reading("recalibrated statistics", path, "a whole file, or none", *broken):

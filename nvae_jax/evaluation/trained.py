@@ -144,6 +144,7 @@ def open_run(
     path: str | os.PathLike[str],
     mesh: Mesh | None = None,
     places: Mapping[str, str | None] | None = None,
+    results: str | os.PathLike[str] | None = None,
 ) -> TrainedModel:
     """The model of the latest checkpoint in a work directory; its data need not be there.
 
@@ -151,6 +152,7 @@ def open_run(
       path: the work directory.
       mesh: the devices; None: all there are.
       places: where the run's data is now, see `RunConfig.with_data_at`.
+      results: where modes write; None: in `path`.
 
     Raises:
       ConfigError: `path` is not the folder of a run, holds no checkpoint, or a configuration that
@@ -159,7 +161,7 @@ def open_run(
     from nvae_jax.config.run import read_run
     from nvae_jax.workdir import Workdir
 
-    workdir = Workdir(path)
+    workdir = Workdir(path, results=results)
     run = read_run(workdir.load_config()).with_data_at(places or {})
     mesh = make_mesh() if mesh is None else mesh
     shapes = jax.tree.map(

@@ -17,6 +17,7 @@ from nvae_jax.measuring.compiled import compile_for
 from nvae_jax.measuring.hlo import Traffic
 from nvae_jax.measuring.workloads import STEPS_PER_EPOCH
 from nvae_jax.model.architecture import ModelConfig, Remat
+from nvae_jax.training.fitting import device_memory, required_memory
 from nvae_jax.training.program import make_program
 
 GIB = 2**30
@@ -92,11 +93,14 @@ def candidates(
     config: ModelConfig, training: TrainingConfig, mesh: Mesh
 ) -> Iterator[tuple[ModelConfig, TrainingConfig]]:
     """Settings that may fit, cheapest first: more recomputation, then more parts of the batch."""
-    ways: list[tuple[Remat, int]] = [("none", 1), ("cell", 1), ("group", 1)]
-    if mesh.devices.flat[0].platform != "cpu":
-        ways.append(("offload", 1))
     images = training.batch_size // mesh.size
-    ways += [("group", parts) for parts in range(2, images + 1) if images % parts == 0]
+    numbers = [number for number in range(2, images + 1) if images % number == 0]
+    ways: list[tuple[Remat, int]] = [("none", 1)]
+    if mesh.devices.flat[0].platform == "cpu":  # where recomputation saves nothing
+        ways += [("none", number) for number in numbers]
+    else:
+        ways += [("cell", 1), ("group", 1), ("offload", 1)]
+        ways += [("group", number) for number in numbers]
     for remat, parts in ways:
         yield (
             dataclasses.replace(config, remat=remat),
@@ -115,11 +119,7 @@ def make_devices(topology: str | None) -> tuple[list[Any], float | None]:
       ConfigError: there is no such slice, or no compiler for it is installed.
     """
     if topology is None:
-        devices = jax.devices()
-        if devices[0].platform == "cpu":
-            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-            return devices, memory / len(devices)
-        return devices, (devices[0].memory_stats() or {}).get("bytes_limit")
+        return jax.devices(), device_memory(jax.devices())
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(f"--topology is {topology!r}; allowed: with libtpu (pip install libtpu)")
     from jax.experimental import topologies
@@ -160,7 +160,9 @@ def search(
             continue
         reports.append(report)
         print(report, flush=True)
-        if limit is None or report.peak <= limit:
+        required = required_memory(report.peak, mesh.devices.flat[0].platform)
+        print(f"  a run needs  {required / GIB:.2f} GiB", flush=True)
+        if limit is None or required <= limit:
             says = "the memory of the device is unknown" if limit is None else "fits"
             print(
                 f"  {says:11}  --config.model.remat={report.remat} "

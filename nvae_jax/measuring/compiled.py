@@ -9,6 +9,7 @@ from typing import Any
 
 from nvae_jax.measuring.flops import count_flops
 from nvae_jax.measuring.hlo import Traffic, traffic
+from nvae_jax.training.fitting import program_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +65,6 @@ def compile_for(function: Any, *arguments: Any, devices: int = 1) -> Compiled:
         traffic=traffic(compiled.as_text()),
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        memory=memory.argument_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.generated_code_size_in_bytes,
+        memory=program_memory(compiled),
         seconds=seconds,
     )

@@ -62,13 +62,16 @@ class Scale:
     decoder_channels: int
 
 
-_LEAST = {
-    4: ("encoder_channels", "decoder_channels"),
-    1: (
-        *("num_scales", "num_groups", "min_groups", "num_latents", "num_mixtures"),
+# The least and the most of a field; the most are far beyond any machine.
+_RANGES = {
+    (4, 2**14): ("encoder_channels", "decoder_channels"),
+    (1, 16): ("num_scales",),
+    (0, 16): ("num_blocks",),
+    (1, 1024): (
+        *("num_groups", "min_groups", "num_latents", "num_mixtures"),
         *("preprocess_cells", "postprocess_cells"),
     ),
-    0: ("encoder_cells", "decoder_cells", "num_blocks", "num_flows"),
+    (0, 1024): ("encoder_cells", "decoder_cells", "num_flows"),
 }
 
 
@@ -124,9 +127,9 @@ class ModelConfig:
         require_literals(self, "model.")
         known = self.architecture in ARCHITECTURES
         self._require("architecture", known, f"one of {', '.join(ARCHITECTURES)}")
-        for least, names in _LEAST.items():
+        for (least, most), names in _RANGES.items():
             for name in names:
-                self._require(name, getattr(self, name) >= least, f"at least {least}")
+                self._require(name, least <= getattr(self, name) <= most, f"{least} to {most}")
         self._check_image()
         if self.one_group:
             self._require(

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from nvae_jax.command_line import validate
+from nvae_jax.errors import require
 from nvae_jax.evaluation.recalibration import recalibrated
 from nvae_jax.evaluation.sampling import Pixels, sample_batches
 from nvae_jax.evaluation.trained import TrainedModel, group_temperatures
@@ -73,6 +74,12 @@ def sample(model: TrainedModel, options: SampleOptions = SampleOptions()) -> str
         options.pixels,
     )
     name = f"sample/{options.name}"
+    target = model.workdir.results / name
+    if options.output == "files" and target.is_dir():
+        wanted = {_file(i) for i in range(options.num_images)}
+        others = [path.name for path in target.iterdir() if path.name not in wanted]
+        allowed = f"a new name: {target} holds {len(others)} other file(s), such as {others[:1]}"
+        require("name", options.name, not others, allowed)
     kept: list[np.ndarray] = []
     done, compiled = 0, time.monotonic()
     for first, images in batches:
@@ -80,7 +87,7 @@ def sample(model: TrainedModel, options: SampleOptions = SampleOptions()) -> str
             done, compiled = len(images), time.monotonic()
         if options.output == "files":
             for i, image in enumerate(images, first):
-                model.workdir.write(f"{name}/{i:06d}.png", png(image[None], 1, 0))
+                model.workdir.write(f"{name}/{_file(i)}", png(image[None], 1, 0))
         else:
             kept.append(images if options.output == "grid" else to_levels(images))
     rate = (options.num_images - done) / max(time.monotonic() - compiled, 1e-9)
@@ -90,6 +97,9 @@ def sample(model: TrainedModel, options: SampleOptions = SampleOptions()) -> str
         return save_images(model, name, np.concatenate(kept), options.columns, what)
     if options.output == "npz":
         return save_arrays(model, name, options, {"images": np.concatenate(kept)}, what)
-    target = model.workdir.path / name
     model.workdir.log(f"{what}: {target}")
     return os.fspath(target)
+
+
+def _file(index: int) -> str:
+    return f"{index:06d}.png"

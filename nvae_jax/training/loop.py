@@ -24,6 +24,7 @@ from nvae_jax.evaluation.pictures import make_pictures
 from nvae_jax.parallel import check_batch_size, make_mesh, replicated, shard_batch
 from nvae_jax.processes import Preemption, naming_the_dead
 from nvae_jax.training.continuing import Going
+from nvae_jax.training.fitting import check_memory, refusing_exhausted
 from nvae_jax.training.program import Program, make_program
 from nvae_jax.training.recorder import Recorder
 from nvae_jax.training.state import TrainState
@@ -100,7 +101,17 @@ def _train(
         "dimensions"
     )
     if going.step != total_steps:  # or there is nothing left to train
-        update = compiled_ahead(program.update, "update", program.state, program.batch)
+        workdir.log(
+            "compiling the update: minutes the first time, seconds later; if XLA prints that "
+            "something is slow, it goes on all the same"
+        )
+        update = compiled_ahead(
+            program.update,
+            "update",
+            program.state,
+            program.batch,
+            check=functools.partial(check_memory, mesh=mesh, training=training),
+        )
         workdir.records.reopen()
     state = start_or_resume(workdir, program, going, run, dataset, mesh)
     step = int(state.step)
@@ -119,6 +130,7 @@ def _train(
     first = step
     running: collections.deque[dict[str, jax.Array]] = collections.deque()
     with (
+        refusing_exhausted(),
         naming_the_dead(),
         contextlib.closing(_batches(dataset, run, run.loading, mesh, step)) as batches,
     ):

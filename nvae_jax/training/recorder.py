@@ -23,6 +23,8 @@ from nvae_jax.training.state import TrainState
 from nvae_jax.workdir import Workdir
 from nvae_jax.workdir.pictures import image_grid
 
+FIRST_STEPS = 6  # after which a run says how long it will take
+
 
 class Recorder:
     """Writes a run down: console and log, metrics, TensorBoard, PNG files and checkpoints.
@@ -55,6 +57,7 @@ class Recorder:
         self._window: list[dict[str, Array]] = []
         self._window_start = time.monotonic()
         self._tensorboard = _tensorboard_writer(workdir)
+        self._steps, self._start = 0, time.monotonic()
 
     def record(self, step: int, metrics: dict[str, Array], state: TrainState) -> None:
         """Takes the metrics of step number `step`, counted from 1, and does what is due then.
@@ -62,6 +65,9 @@ class Recorder:
         Raises: FloatingPointError if the loss is not finite any more.
         """
         self._window.append(metrics)
+        self._steps += 1
+        if self._steps == FIRST_STEPS:
+            self._estimate(step, metrics)
         if self._is_due(step, self._training.log_interval):
             self._log(step)
         if self._is_due(step, self._training.eval_interval):
@@ -86,7 +92,7 @@ class Recorder:
 
     def restart_clock(self) -> None:
         """Leaves out of the next figures of speed what came before."""
-        self._window_start = time.monotonic()
+        self._window_start = self._start = time.monotonic()
 
     def finish(self) -> dict[str, float]:
         """Writes the curves and the summary; returns the last validation's record."""
@@ -118,7 +124,20 @@ class Recorder:
     def _off_the_clock(self) -> Iterator[None]:
         start = time.monotonic()
         yield
-        self._window_start += time.monotonic() - start
+        elapsed = time.monotonic() - start
+        self._window_start += elapsed
+        self._start += elapsed
+
+    def _estimate(self, step: int, metrics: dict[str, Array]) -> None:
+        """Says early how long the run will take; the first step, which compiles, does not count."""
+        jax.block_until_ready(metrics)
+        seconds = (time.monotonic() - self._start) / (FIRST_STEPS - 1)
+        left = self._total_steps - step
+        if left > 0:
+            self._workdir.log(
+                f"{seconds:.2g} s per update: about {_duration(left * seconds)} for the {left:,} "
+                "updates that are left"
+            )
 
     def _log(self, step: int) -> None:
         means: dict[str, Any] = mean_metrics(self._window)

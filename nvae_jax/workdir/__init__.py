@@ -27,7 +27,7 @@ from typing import Any
 from etils import epath
 from numpy.typing import ArrayLike
 
-from nvae_jax.errors import require
+from nvae_jax.errors import ConfigError, require
 from nvae_jax.workdir import configuration, files
 from nvae_jax.workdir.checkpoints import Checkpoints
 from nvae_jax.workdir.lock import locked
@@ -45,9 +45,11 @@ class Workdir:
     Args:
       path: the folder, also in a bucket (gs://bucket/run).
       max_to_keep: how many checkpoints to keep, always the latest ones.
+      results: where everything but the configuration and checkpoints is written; None: in `path`.
 
     Attributes:
       path: the folder.
+      results: the folder of what is written.
       checkpoints: the states that are saved in it.
       records: its log and metrics.
 
@@ -55,12 +57,18 @@ class Workdir:
       ConfigError: there is a file of that name.
     """
 
-    def __init__(self, path: str | os.PathLike[str], max_to_keep: int = 3):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        max_to_keep: int = 3,
+        results: str | os.PathLike[str] | None = None,
+    ):
         self.path: epath.Path = files.folder_path(path)
         is_folder = self.path.is_dir() or not self.path.exists()
         require("--workdir", os.fspath(path), is_folder, "a folder, or a new name")
         self.checkpoints = Checkpoints(self.path / "checkpoints", max_to_keep)
-        self.records = Records(self.path)
+        self.results = self.path if results is None else files.folder_path(results)
+        self.records = Records(self.results)
         self._images = self.path / "images.json.gz"
 
     def save_config(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
@@ -104,6 +112,19 @@ class Workdir:
                 self.log(message)
             yield
 
+    def check_writable(self) -> None:
+        """Checks, before long work, that results can be written.
+
+        Raises:
+          ConfigError: they cannot.
+        """
+        probe = self.results / f".probe_{os.getpid()}"
+        try:
+            files.write(probe, b"")
+            files.remove(probe)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; or --results=FOLDER for what is written") from error
+
     def log(self, message: str) -> None:
         """Prints `message`, and appends it to the log."""
         self.records.log(message)
@@ -113,11 +134,11 @@ class Workdir:
         self.write(f"pictures/{name}.png", png(images, columns, enlarge=True))
 
     def write(self, name: str, content: bytes) -> epath.Path:
-        """Writes the file `name` of this folder as a whole, and returns its path."""
-        path = self.path / name
+        """Writes the file `name` of the results as a whole, and returns its path."""
+        path = self.results / name
         files.write(path, content)
         return path
 
     def rows(self, name: str, width: int, description: Mapping[str, Any]) -> Rows:
-        """The rows of numbers `name` of this folder, to be completed."""
-        return Rows(self.path, name, width, description)
+        """The rows of numbers `name` of the results, to be completed."""
+        return Rows(self.results, name, width, description)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nvae_jax.data.images import ImageReader
+from nvae_jax.user_cache import cache_folder
 
 _SAVE_SECONDS = 30
 
@@ -91,21 +92,21 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _memory_of(root: Path, channels: int) -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+def _memory_of(root: Path, channels: int) -> Path | None:
+    folder = cache_folder("folders")
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-    return Path(cache) / "nvae_jax" / "folders" / f"{name}-{channels}.json"
+    return folder and folder / f"{name}-{channels}.json"
 
 
-def _load(memory: Path) -> dict[str, list]:
+def _load(memory: Path | None) -> dict[str, list]:
     try:
-        return json.loads(memory.read_text())
+        return json.loads(memory.read_text()) if memory else {}
     except (OSError, ValueError):
         return {}
 
 
-def _save(memory: Path, stamps: Mapping[str, list[int]], digests: Mapping[str, str]) -> None:
-    if not memory.is_absolute():  # there is no home folder
+def _save(memory: Path | None, stamps: Mapping[str, list[int]], digests: Mapping[str, str]) -> None:
+    if memory is None:
         return
     content = {name: [stamps[name], digest] for name, digest in digests.items()}
     try:

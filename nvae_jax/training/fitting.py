@@ -1,0 +1,125 @@
+"""Whether the compiled update fits the memory of the devices, known before it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from nvae_jax.config.training import TrainingConfig
+from nvae_jax.errors import ConfigError
+
+GIB = 2**30
+
+# What a process needs beside its program. Measured on CPU, where the allocator's blocks do not fit
+# each other, and Python, JAX, the data and what the compiler leaves behind share the memory.
+_SHARE = {"cpu": 1.25}
+_FIXED = {"cpu": 2.5 * GIB}
+
+
+def program_memory(compiled: Any) -> int:
+    """Bytes that a compiled program requires per device, all together.
+
+    They are those of its arguments, temporaries, results that do not overwrite arguments, and of
+    the program itself.
+    """
+    memory = compiled.memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+
+
+def required_memory(program: float, platform: str) -> float:
+    """Bytes that a run requires per device, from those of its compiled update."""
+    return program * _SHARE.get(platform, 1.05) + _FIXED.get(platform, 0.25 * GIB)
+
+
+def device_memory(devices: Any) -> float | None:
+    """Bytes of memory of each device; None: unknown. Devices of a CPU share the machine's."""
+    if devices[0].platform == "cpu":
+        return machine_memory() / len(devices)
+    return (devices[0].memory_stats() or {}).get("bytes_limit")
+
+
+def machine_memory() -> float:
+    """Bytes of this machine's memory that its processes may use: of a container, if it is less."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroups, version 2 and 1
+        try:
+            memory = min(memory, int(Path("/sys/fs/cgroup", name).read_text()))
+        except (OSError, ValueError):
+            continue
+    return float(memory)
+
+
+def check_memory(compiled: Any, mesh: Mesh, training: TrainingConfig) -> None:
+    """Checks that the compiled update of a run fits the devices.
+
+    Raises:
+      ConfigError: it does not; the message has the flags with which it would.
+    """
+    device = mesh.devices.flat[0]
+    limit = device_memory(mesh.devices.flatten())
+    program = program_memory(compiled)
+    if limit is None or required_memory(program, device.platform) <= limit:
+        return
+    memory = compiled.memory_analysis()
+    raise ConfigError(
+        f"an update of training.batch_size {training.batch_size} needs "
+        f"{required_memory(program, device.platform) / GIB:.1f} GiB of memory, of which "
+        f"{device.device_kind} has {limit / GIB:.1f}; allowed: "
+        f"{advice(memory, limit, device.platform, mesh.size, training)}"
+    )
+
+
+@contextlib.contextmanager
+def refusing_exhausted() -> Iterator[None]:
+    """Around compilation and updates: too little memory of a device is refused.
+
+    Raises:
+      ConfigError: the compiler or a device found that the memory is too small.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+        raise ConfigError(
+            f"the update does not fit the memory ({reason}); allowed: a smaller "
+            "--config.training.batch_size, or what python -m nvae_jax.tools.aot --fit finds"
+        ) from error
+
+
+def advice(memory: Any, limit: float, platform: str, devices: int, training: TrainingConfig) -> str:
+    """The flags with which an update would fit.
+
+    Temporaries are those of the images of one part of a batch, and grow with their number.
+    """
+    images = training.batch_size // devices
+    fixed = memory.argument_size_in_bytes
+    per_image = memory.temp_size_in_bytes / (images // training.accumulation_steps)
+
+    def fits(number: int) -> bool:
+        return required_memory(fixed + number * per_image, platform) <= 0.95 * limit
+
+    found = []
+    if platform != "cpu":  # on which recomputation saves nothing
+        found.append("--config.model.remat=group")
+    parts = [n for n in range(1, images + 1) if images % n == 0 and fits(images // n)]
+    if parts:
+        found.append(f"--config.training.accumulation_steps={parts[0]}")
+    sizes = [n for n in range(1, images) if fits(n)]
+    if sizes:
+        found.append(f"--config.training.batch_size={sizes[-1] * devices}")
+    found.append("smaller images or a smaller model")
+    return ", or ".join(found)

@@ -1,0 +1,10 @@
+"""The user's cache folder: compiled programs, checked images, downloaded weights."""
+
+import os
+from pathlib import Path
+
+
+def cache_folder(name: str) -> Path | None:
+    """A folder below the user's cache for `name`; None where there is no home folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache, "nvae_jax", name) if os.path.isabs(cache) else None

@@ -1,0 +1,93 @@
+"""Whether an update fits the memory, and what is advised where it does not."""
+
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+from tiny import ONE_DEVICE
+
+from nvae_jax.config.training import TrainingConfig
+from nvae_jax.errors import ConfigError
+from nvae_jax.training import fitting
+from nvae_jax.training.fitting import (
+    GIB,
+    advice,
+    check_memory,
+    machine_memory,
+    program_memory,
+    refusing_exhausted,
+    required_memory,
+)
+
+TRAINING = TrainingConfig(epochs=10, batch_size=32)
+
+
+def test_a_programs_memory_is_that_of_its_arrays():
+    x = jax.ShapeDtypeStruct((256, 1024), jnp.float32)
+    compiled = jax.jit(lambda x, y: (x @ y.T) @ y).lower(x, x).compile()
+    arrays = 3 * 256 * 1024 * 4 + 256 * 256 * 4  # two arguments, a result and a temporary
+    assert arrays <= program_memory(compiled) < 1.5 * arrays
+
+
+def needing(arguments, temporaries):
+    memory = types.SimpleNamespace(
+        argument_size_in_bytes=arguments,
+        temp_size_in_bytes=temporaries,
+        output_size_in_bytes=arguments,
+        alias_size_in_bytes=arguments,
+        generated_code_size_in_bytes=0,
+    )
+    return types.SimpleNamespace(memory_analysis=lambda: memory)
+
+
+def test_what_does_not_fit_is_refused_with_flags_that_do(monkeypatch):
+    monkeypatch.setattr(fitting, "machine_memory", lambda: 22.5 * GIB)
+    check_memory(needing(0.2 * GIB, 12 * GIB), ONE_DEVICE, TRAINING)
+    with pytest.raises(ConfigError) as caught:
+        check_memory(needing(0.2 * GIB, 16.5 * GIB), ONE_DEVICE, TRAINING)
+    message = str(caught.value)
+    assert "training.batch_size 32 needs 23.4 GiB of memory, of which cpu has 22.5" in message
+    parts = int(re.search(r"accumulation_steps=(\d+)", message)[1])
+    size = int(re.search(r"batch_size=(\d+)", message)[1])
+    assert parts == 2
+    # The advice works: temporaries are those of the images that are computed at once.
+    for images in (32 // parts, size):
+        check_memory(needing(0.2 * GIB, 16.5 * GIB * images / 32), ONE_DEVICE, TRAINING)
+    with pytest.raises(ConfigError):
+        check_memory(needing(0.2 * GIB, 16.5 * GIB * (size + 3) / 32), ONE_DEVICE, TRAINING)
+
+
+def test_what_no_batch_can_mend_needs_smaller_images():
+    memory = needing(100 * GIB, GIB).memory_analysis()
+    assert advice(memory, 22 * GIB, "cpu", 1, TRAINING) == "smaller images or a smaller model"
+    assert "remat=group" in advice(memory, 22 * GIB, "gpu", 1, TRAINING)
+
+
+def test_a_device_of_unknown_memory_takes_anything(monkeypatch):
+    monkeypatch.setattr(fitting, "device_memory", lambda devices: None)
+    check_memory(needing(1e15, 1e15), ONE_DEVICE, TRAINING)
+
+
+def test_a_container_may_use_less_than_the_machine(monkeypatch):
+    whole = machine_memory()
+    monkeypatch.setattr(fitting.Path, "read_text", lambda path: "1234567")
+    assert machine_memory() == 1234567
+    monkeypatch.setattr(fitting.Path, "read_text", lambda path: "max")
+    assert machine_memory() >= whole
+
+
+def test_more_is_required_than_the_program():
+    for platform in ("cpu", "gpu", "tpu"):
+        assert required_memory(GIB, platform) > 1.05 * GIB
+
+
+def test_exhausted_memory_is_refused_and_other_errors_are_bugs():
+    with (
+        pytest.raises(ConfigError, match=r"Out of memory.*batch_size.*--fit"),
+        refusing_exhausted(),
+    ):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes")
+    with pytest.raises(jax.errors.JaxRuntimeError), refusing_exhausted():
+        raise jax.errors.JaxRuntimeError("INTERNAL: else")
