@@ -54,6 +54,7 @@ SLOW = {
     "test_operations",
     "test_paper",
     "test_parity",
+    "test_phone_photos",
     "test_prepare",
     "test_processes",
     "test_pytorch",

@@ -5,7 +5,7 @@ import pytest
 from absl import flags
 
 from nvae_jax import main
-from nvae_jax.command_line import define_flags, door, read_flags, validate
+from nvae_jax.command_line import define_flags, door, expand_home, read_flags, validate
 from nvae_jax.errors import ConfigError
 
 
@@ -76,6 +76,30 @@ def test_a_refusal_is_one_line_and_code_2(capsys):
         raise ConfigError("size is 3;\n   allowed: 4")
     assert end.value.code == 2
     assert capsys.readouterr() == ("", "refused: size is 3; allowed: 4\n")
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(capsys):
+    with pytest.raises(SystemExit) as end, door():
+        raise KeyboardInterrupt
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_home_is_where_shells_do_not_put_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = ["--workdir=~/runs", "--images=~/a.png,b~.png,~/c.png", "--name=a~/b", "~/x", "--x=~y"]
+    assert expand_home(given) == [
+        "--workdir=/home/me/runs",
+        "--images=/home/me/a.png,b~.png,/home/me/c.png",
+        "--name=a~/b",
+        "/home/me/x",
+        "--x=~y",
+    ]
+
+
+def test_what_is_meant_elsewhere_is_said():
+    with pytest.raises(ConfigError, match=r"did you mean --config.x.saw_angle\? allowed: paint_co"):
+        read_flags("paint", MODES, {"saw_angle": "3"}, {"saw_angle": "--config.x.saw_angle"})
 
 
 def test_a_bug_keeps_its_traceback():

@@ -135,6 +135,14 @@ def test_each_file_and_folder_counts_once(tmp_path):
     assert "dangling.png" in list_images(root)  # so that it is reported as unreadable
 
 
+def test_kinds_that_are_not_read_are_counted_in_the_log(tmp_path):
+    write_mixed(tmp_path, 6)
+    for name in ("a.HEIC", "b.heic", "c.dng", ".d.heic"):
+        (tmp_path / name).write_bytes(b"else")
+    dataset = data_config("image_folder", path=str(tmp_path), size=8).open()
+    assert dataset.notes == ("3 files are left out, of kinds that are not read: .dng, .heic",)
+
+
 def test_copies_are_counted_in_the_log(tmp_path):
     for i in range(6):
         Image.fromarray(stored.photos(1, 16, 16, seed=i % 4)[0]).save(tmp_path / f"{i}.png")

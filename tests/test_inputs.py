@@ -1,5 +1,8 @@
+import types
+
 import numpy as np
 import pytest
+import stored
 from PIL import Image
 from tiny import ONE_DEVICE, make_run
 
@@ -32,6 +35,46 @@ def test_a_file_is_cut_scaled_and_gets_the_border(model, tmp_path):
     expected = np.zeros((32, 32, 1))
     expected[2:30, 2:30] = 1
     np.testing.assert_array_equal(x, expected)
+
+
+def save_odd_files(folder):
+    """Files of kinds that a plain conversion reads otherwise than training does."""
+    image = Image.fromarray(stored.photos(1, 40, 60)[0])
+    orientation = Image.Exif()
+    orientation[0x0112] = 6
+    image.save(folder / "rotated.jpg", exif=orientation, quality=95)
+    deep = np.asarray(image.convert("L"), np.uint16) * 257
+    Image.fromarray(deep).save(folder / "deep.png")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.save(folder / "alpha.png")
+    image.convert("RGB").quantize(16).save(folder / "palette.png")
+    image.convert("CMYK").save(folder / "inks.jpg")
+    image.convert("RGB").save(folder / "plain.png")
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("fit", ["crop", "stretch", "pad", "random_crop"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_files_are_read_as_training_reads_them(tmp_path, fit, channels):
+    names = save_odd_files(tmp_path)
+    data = data_config("image_folder", path=str(tmp_path), size=16, channels=channels, fit=fit)
+    dataset = data.open()
+    run = types.SimpleNamespace(data=data)
+    config = types.SimpleNamespace(image=data.image)
+    model = types.SimpleNamespace(run=run, config=config, dataset=dataset)
+    known = dict(zip(dataset.test.records.names, dataset.test, strict=True))
+    if fit != "random_crop":  # in which training images are larger
+        known |= dict(zip(dataset.train.records.names, dataset.train, strict=True))
+        assert sorted(known) == names
+    files = [str(tmp_path / name) for name in known]
+    x = load_images(model, files, "images")
+    np.testing.assert_allclose(x, np.stack(list(known.values())) / 255, atol=1e-7)
+
+
+def test_levels_without_a_range_are_refused(model, tmp_path):
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(ConfigError, match=r"float.tif', which cannot be read \(floating-point"):
+        load_images(model, [str(tmp_path / "float.tif")], "images")
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,8 @@ def test_run_leaves_what_it_promises(run):
     log = (path / "log.txt").read_text()
     assert "independent pixels" in log
     assert "left" in log
+    assert "s per update: about 0m" in log
+    assert "for the 4 updates that are left" in log
     pictures = {p.name for p in (path / "pictures").iterdir()}
     assert pictures == {"samples_000010.png", "reconstructions_000010.png", "curves.png"}
     with Image.open(path / "pictures" / "samples_000010.png") as samples:

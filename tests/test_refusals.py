@@ -52,6 +52,7 @@ TRAIN = [
     ([DIGITS, NEW, "--config.training.seed=often"], "often"),
     ([DIGITS, NEW, "--config.training.batch_size=0"], "training.batch_size is 0"),
     ([DIGITS, NEW, "--config.training.batch_size=4096"], "training.batch_size is 4096"),
+    ([DIGITS, NEW, "--config.training.batch_size=12"], "training.batch_size is 12"),
     ([DIGITS, NEW, "--config.training.eval_batch_size=100"], "training.eval_batch_size is 100"),
     ([DIGITS, NEW, "--config.training.warmup_epochs=99"], "training.warmup_epochs is 99"),
     ([DIGITS, NEW, "--config.training.kl_balance=fair"], "training.kl_balance is 'fair'"),

@@ -1,12 +1,14 @@
 """The mode `sample`: images by seed and number alone, in every form."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny import ONE_DEVICE, compile_quickly, make_run
 
+from nvae_jax.errors import ConfigError
 from nvae_jax.evaluation.latents import decode_latents
 from nvae_jax.evaluation.trained import image_keys, image_noise, open_run
 from nvae_jax.modes.sample import SampleOptions, sample
@@ -44,6 +46,10 @@ def test_one_device_and_eight_write_the_same_files(path):
         np.testing.assert_array_equal(read_png(f"{folder}/{i:06d}.png")[..., :1], image)
         tile = sheet[2:30, 2 + 30 * i : 30 + 30 * i, :1]
         np.testing.assert_array_equal(tile, image)
+    # The folder holds what was asked for, or the command is refused.
+    with pytest.raises(ConfigError, match=r"holds 1 other file\(s\), such as \['000001.png'\]"):
+        sample(model, SampleOptions(**options | {"num_images": 1}, output="files"))
+    assert sorted(os.listdir(folder)) == ["000000.png", "000001.png"]
 
     # And the model's own, by noise and temperature.
     noise = image_noise(model.config, image_keys(5, np.arange(2, dtype=np.uint32)))

@@ -114,3 +114,23 @@ def test_rows_of_something_else_are_not_used(workdir):
     other = workdir.rows("numbers", 2, DESCRIPTION | {"step": 8})
     assert len(other) == 0
     assert len(workdir.rows("numbers", 2, DESCRIPTION)) == 0
+
+
+def test_results_may_be_written_elsewhere(tmp_path):
+    run, results = tmp_path / "run", tmp_path / "results"
+    Workdir(run).save_config({"model": {}})
+    workdir = Workdir(run, results=results)
+    workdir.check_writable()
+    workdir.log("said")
+    workdir.write("sample/a.png", b"x")
+    workdir.rows("evaluate/rows", 2, {}).append(np.zeros((1, 2)))
+    assert [path.name for path in run.iterdir()] == ["config.json"]
+    found = {path.name for path in results.rglob("*") if path.is_file()}
+    assert found == {"log.txt", "a.png", "rows.f32", "rows.json"}
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    workdir = Workdir(tmp_path / "run", results=tmp_path / "file" / "below")
+    with pytest.raises(ConfigError, match=r"file/below.* cannot be written.*--results=FOLDER"):
+        workdir.check_writable()

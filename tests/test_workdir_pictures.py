@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from nvae_jax.workdir import Workdir
-from nvae_jax.workdir.pictures import animation, image_grid, png, to_levels
+from nvae_jax.workdir.pictures import animation, image_file, image_grid, png, to_levels
 
 
 def test_grid_places_images_row_by_row():
@@ -48,6 +48,13 @@ def test_grid_shows_alpha_on_a_checkerboard():
     assert (board[:2, :2] != board[:2, 2:4]).all()
     half = (grid[:, 4:8].astype(float) - np.asarray([255, 128, 0]) / 2) * 2
     np.testing.assert_allclose(half, grid[:, 8:12], atol=2)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_an_image_file_has_the_images_levels(channels):
+    image = np.random.default_rng(0).integers(0, 256, (4, 6, channels))
+    read = np.asarray(Image.open(io.BytesIO(image_file(image / 255))))
+    np.testing.assert_array_equal(read[..., :channels], image)
 
 
 @pytest.mark.parametrize("channels", [2, 5])

@@ -15,7 +15,7 @@ from nvae_jax.evaluation.recalibration import recalibrated
 from nvae_jax.evaluation.sampling import Pixels, sample_batches
 from nvae_jax.evaluation.trained import TrainedModel, group_temperatures
 from nvae_jax.modes.results import save_arrays, save_images
-from nvae_jax.workdir.pictures import png, to_levels
+from nvae_jax.workdir.pictures import image_file, to_levels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def sample(model: TrainedModel, options: SampleOptions = SampleOptions()) -> str
             done, compiled = len(images), time.monotonic()
         if options.output == "files":
             for i, image in enumerate(images, first):
-                model.workdir.write(f"{name}/{_file(i)}", png(image[None], 1, 0))
+                model.workdir.write(f"{name}/{_file(i)}", image_file(image))
         else:
             kept.append(images if options.output == "grid" else to_levels(images))
     rate = (options.num_images - done) / max(time.monotonic() - compiled, 1e-9)

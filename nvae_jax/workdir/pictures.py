@@ -103,6 +103,17 @@ def png(
     return file.getvalue()
 
 
+def image_file(image: np.ndarray) -> bytes:
+    """One image (H, W, C) in [0, 1] as a PNG file; RGBA with its alpha, others as in a grid."""
+    from PIL import Image
+
+    if image.shape[-1] != 4:
+        return png(image[None], 1, 0)
+    file = io.BytesIO()
+    Image.fromarray(to_levels(image)).save(file, format="PNG")
+    return file.getvalue()
+
+
 def animation(frames: np.ndarray, kind: Animation, seconds: float = 0.1) -> bytes:
     """Frames of images side by side as a picture file that runs forward, back, and again.
 

@@ -25,6 +25,8 @@ from nvae_jax.image_spec import ImageSpec
 
 _FITS = {"crop": cover_and_crop, "random_crop": cover, "stretch": stretch, "pad": contain_and_pad}
 _SHOWN = 5  # unreadable files that a message names
+# Of pictures that cameras and people make and Pillow does not read without a plugin.
+_UNREAD = {".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".svg"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +104,14 @@ class ImageFolder(DataConfig):
         names = list_images(root)
         allowed = f"a folder with images ({', '.join(_some_suffixes())}, …)"
         require("data.path", self.path, bool(names), allowed)
+        notes = []
+        if others := list_images(root, _UNREAD - set(_suffixes())):
+            kinds = ", ".join(sorted({Path(name).suffix.lower() for name in others}))
+            notes.append(f"{len(others):,} files are left out, of kinds that are not read: {kinds}")
         verdicts = check_files(root, names, self.channels)
         broken = {name: v.reason for name, v in verdicts.items() if v.reason is not None}
         if not broken:
-            return verdicts, []
+            return verdicts, notes
         first = [f"{name} ({reason})" for name, reason in list(broken.items())[:_SHOWN]]
         more = f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
         message = f"{len(broken)} of {len(names)} files are unreadable: {', '.join(first)}{more}"
@@ -115,7 +121,7 @@ class ImageFolder(DataConfig):
                 "out by --config.data.unreadable=skip (and --accept_changes for a run that exists)"
             )
         readable = {name: verdict for name, verdict in verdicts.items() if name not in broken}
-        return readable, [f"{message}; they are left out"]
+        return readable, [*notes, f"{message}; they are left out"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,13 +142,14 @@ class Files:
         return self[index]
 
 
-def list_images(root: Path) -> list[str]:
+def list_images(root: Path, suffixes: Collection[str] | None = None) -> list[str]:
     """The image files below a folder, as sorted paths relative to it with `/`.
 
-    Which they are is told from their names, whether they can be read or not. Links are followed,
-    but each file and each folder counts once, by the first of its paths that has no link in it.
+    Which they are is told from their names: by `suffixes`, or else by those that Pillow reads.
+    Links are followed, but each file and each folder counts once, by the first of its paths that
+    has no link in it.
     """
-    suffixes = _suffixes()
+    suffixes = _suffixes() if suffixes is None else suffixes
     found: dict[
         Any, tuple[bool, str]
     ] = {}  # by identity: whether the path has a link, and the path
