@@ -124,7 +124,7 @@ def user(tmp_path_factory):
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setattr(loop, "make_mesh", lambda **_: ONE_DEVICE)
         patch.setattr(loop, "make_program", cheap_program)
-        patch.setattr(loop, "compiled_ahead", lambda function, *_: function)
+        patch.setattr(loop, "compiled_ahead", lambda function, *_, **__: function)
         means = {"nelbo": 1.0, "reconstruction": 1.0, "kl": 0.0}
         patch.setattr(loop, "make_validation", lambda *_: lambda variables: means)
         patch.setattr(loop, "make_pictures", lambda *_: lambda variables: {})

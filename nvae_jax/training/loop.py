@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import itertools
 import os
@@ -33,6 +34,41 @@ from nvae_jax.workdir import Workdir
 STEPS_AHEAD = 2  # that the devices have in their queue, so that they never wait for the host
 
 
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """A run with its folder, devices, data and functions, ready to be trained."""
+
+    workdir: Workdir
+    run: RunConfig
+    mesh: Mesh
+    dataset: Dataset
+    program: Program
+    going: Going
+    epoch_steps: int
+    start: float  # of `train`, in seconds of the monotonic clock
+
+    @property
+    def total_steps(self) -> int:
+        return self.run.training.epochs * self.epoch_steps
+
+    @property
+    def eval_batch_size(self) -> int:
+        return self.run.training.eval_batch_size or self.run.training.batch_size
+
+    def batches(self, start_step: int, loading: LoadingConfig) -> Any:
+        """Training batches on the devices, the next one on its way there while one is used."""
+        return train_batches(
+            self.dataset,
+            self.run.training.batch_size,
+            self.run.training.seed,
+            start_step,
+            loading=loading,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            put=functools.partial(shard_batch, self.mesh),
+        )
+
+
 def train(
     run: RunConfig,
     path: str | os.PathLike[str],
@@ -58,16 +94,17 @@ def train(
         broken, another process trains in `path`, or it was started with another configuration.
       FloatingPointError: the loss is not finite any more; the checkpoints from before are kept.
     """
+    start = time.monotonic()
     training = run.training
     mesh = make_mesh(parameter_shards=training.parameter_shards)
     parts = training.accumulation_steps
     check_batch_size(mesh, training.batch_size, "training.batch_size", parts)
-    eval_batch_size = training.eval_batch_size or training.batch_size
-    check_batch_size(mesh, eval_batch_size, "training.eval_batch_size")
+    if training.eval_batch_size is not None:
+        check_batch_size(mesh, training.eval_batch_size, "training.eval_batch_size")
     workdir = Workdir(path, max_to_keep=training.keep_checkpoints)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(workdir.checkpoints))
-        # A run that is refused leaves no folder behind.
+        # A run that is refused leaves no folder behind, not even for its lock.
         if exists := workdir.has_config():
             stack.enter_context(workdir.locked())
         going = Going(workdir, run, accept_changes)
@@ -76,65 +113,47 @@ def train(
         program = make_program(run.model, training, epoch_steps, mesh, flip=dataset.flip)
         if not exists:
             stack.enter_context(workdir.locked())
-        total_steps = training.epochs * epoch_steps
-        going.agree(dataset, total_steps)
-        return _train(workdir, run, mesh, going, dataset, program, preemption)
+        job = _Job(workdir, run, mesh, dataset, program, going, epoch_steps, start)
+        going.agree(dataset, job.total_steps)
+        return _train(job, preemption)
 
 
-def _train(
-    workdir: Workdir,
-    run: RunConfig,
-    mesh: Mesh,
-    going: Going,
-    dataset: Dataset,
-    program: Program,
-    preemption: Preemption | None,
-) -> dict[str, float] | None:
-    start = time.monotonic()
-    model, training = run.model, run.training
-    epoch_steps = steps_per_epoch(dataset, training.batch_size)
-    total_steps = training.epochs * epoch_steps
+def _train(job: _Job, preemption: Preemption | None) -> dict[str, float] | None:
+    workdir, model, program = job.workdir, job.run.model, job.program
     workdir.log(
-        f"{dataset.name}: {total_steps:,} steps of {training.batch_size} images, {epoch_steps:,} "
-        f"per epoch, on {mesh.size} {jax.default_backend()} device(s) of {jax.process_count()} "
-        f"process(es); {model.total_groups} groups of latents, {model.latent_dimensions:,} "
-        "dimensions"
+        f"{job.dataset.name}: {job.total_steps:,} steps of {job.run.training.batch_size} images, "
+        f"{job.epoch_steps:,} per epoch, on {job.mesh.size} {jax.default_backend()} device(s) of "
+        f"{jax.process_count()} process(es); {model.total_groups} groups of latents, "
+        f"{model.latent_dimensions:,} dimensions"
     )
-    if going.step != total_steps:  # or there is nothing left to train
+    if job.going.step != job.total_steps:  # or there is nothing left to train
         workdir.log(
             "compiling the update: minutes the first time, seconds later; if XLA prints that "
             "something is slow, it goes on all the same"
         )
-        update = compiled_ahead(
-            program.update,
-            "update",
-            program.state,
-            program.batch,
-            check=functools.partial(check_memory, mesh=mesh, training=training),
-        )
+        check = functools.partial(check_memory, mesh=job.mesh, training=job.run.training)
+        shapes = program.state, program.batch
+        update = compiled_ahead(program.update, "update", *shapes, check=check)
         workdir.records.reopen()
-    state = start_or_resume(workdir, program, going, run, dataset, mesh)
-    step = int(state.step)
+    state = start_or_resume(job)
+    first = step = int(state.step)
     workdir.records.truncate_metrics(step)
-    draw = make_pictures(model, dataset.test)
+    draw = make_pictures(model, job.dataset.test)
     recorder = Recorder(
         workdir,
-        run,
-        dataset,
-        total_steps,
-        validate=make_validation(
-            model, dataset.test, training.eval_batch_size or training.batch_size, mesh
-        ),
-        draw=lambda variables: draw(jax.device_put(variables, replicated(mesh))),
+        job.run,
+        job.dataset,
+        job.total_steps,
+        validate=make_validation(model, job.dataset.test, job.eval_batch_size, job.mesh),
+        draw=lambda variables: draw(jax.device_put(variables, replicated(job.mesh))),
     )
-    first = step
     running: collections.deque[dict[str, jax.Array]] = collections.deque()
     with (
         refusing_exhausted(),
         naming_the_dead(),
-        contextlib.closing(_batches(dataset, run, run.loading, mesh, step)) as batches,
+        contextlib.closing(job.batches(step, job.run.loading)) as batches,
     ):
-        for batch in itertools.islice(batches, total_steps - first):
+        for batch in itertools.islice(batches, job.total_steps - first):
             state, metrics = update(state, batch)
             step += 1
             # A request to stop would otherwise wait for all the steps that are in the queue.
@@ -143,48 +162,25 @@ def _train(
                 jax.block_until_ready(running.popleft())
             if step == first + 1:
                 jax.block_until_ready(metrics)
-                workdir.log(f"first step done {time.monotonic() - start:.0f} s after the start")
+                workdir.log(f"first step done {time.monotonic() - job.start:.0f} s after the start")
                 recorder.restart_clock()
             recorder.record(step, metrics, state)
-            if preemption and preemption.requested(step) and step < total_steps:
+            if preemption and preemption.requested(step) and step < job.total_steps:
                 recorder.interrupt(step, metrics, state)
                 return None
         return recorder.finish()
 
 
-def start_or_resume(
-    workdir: Workdir,
-    program: Program,
-    going: Going,
-    run: RunConfig,
-    dataset: Dataset,
-    mesh: Mesh,
-) -> TrainState:
+def start_or_resume(job: _Job) -> TrainState:
     """The state of the last checkpoint, or a fresh one, on the devices of the mesh."""
-    if going.step is not None:
-        state = going.restore(program.state)
-        workdir.log(f"resumed after step {going.step:,}")
+    if job.going.step is not None:
+        state = job.going.restore(job.program.state)
+        job.workdir.log(f"resumed after step {job.going.step:,}")
         return state
-    init = compiled_together(program.init, "init")
-    batches = _batches(dataset, run, LoadingConfig(), mesh, 0)
-    state = init(next(batches), np.uint32(run.training.seed))
+    init = compiled_together(job.program.init, "init")
+    batches = job.batches(0, LoadingConfig())
+    state = init(next(batches), np.uint32(job.run.training.seed))
     batches.close()
     count = sum(x.size for x in jax.tree.leaves(state.params))
-    workdir.log(f"a new model of {count:,} parameters")
+    job.workdir.log(f"a new model of {count:,} parameters")
     return state
-
-
-def _batches(
-    dataset: Dataset, run: RunConfig, loading: LoadingConfig, mesh: Mesh, start_step: int
-) -> Any:
-    """Training batches on the devices, the next one on its way there while one is used."""
-    return train_batches(
-        dataset,
-        run.training.batch_size,
-        run.training.seed,
-        start_step,
-        loading=loading,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        put=functools.partial(shard_batch, mesh),
-    )
