@@ -243,4 +243,6 @@ def test_a_damaged_checkpoint_is_refused_by_name(checkpoints, capfd):
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"file/checkpoints cannot be written"):
-        Checkpoints(epath.Path(tmp_path / "file" / "checkpoints"), 3).latest_step()
+        Checkpoints(epath.Path(tmp_path / "file" / "checkpoints"), 3).save(
+            1, {"x": np.zeros(2)}, {}
+        )

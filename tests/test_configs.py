@@ -129,7 +129,7 @@ def test_default_has_every_field_with_its_default():
         ("data", "name", "cats", "data.name is 'cats'"),
         ("data", "size", 64, "data.size is 64"),
         ("loading", "num_workers", -1, "loading.num_workers is -1"),
-        (None, "extra", 1, "extra is unknown"),
+        (None, "extra", 1, "config.extra is unknown"),
         (None, "model", 1, "model is 1; allowed: a section of fields"),
     ],
 )
