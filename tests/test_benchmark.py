@@ -164,7 +164,10 @@ def test_results_are_compared(tmp_path, capsys):
         (["--config", "TINY", "--devices", "9"], "--devices is 9; allowed: 1 to 8"),
         (["--config", "TINY", "--batch", "3"], "--batch"),
         (["--config", "TINY", "--config.seed=3"], "allowed: --config.section.field=value"),
-        (["--config", "TINY", "--config.modal.seed=3"], "modal is unknown; allowed: model, "),
+        (
+            ["--config", "TINY", "--config.modal.seed=3"],
+            "config.modal is unknown; did you mean model? allowed: model, ",
+        ),
         (["--config", "TINY", "--config.model.depth=3"], "model.depth is unknown; allowed: "),
         (["--config", "TINY", "--config.training.seed=x"], "training.seed is 'x'; allowed: int"),
         (["--config", "TINY"], "training.batch_size is 4; allowed: multiples of the number"),

@@ -22,6 +22,7 @@ from nvae_jax.measuring.costs import (
 )
 from nvae_jax.measuring.flops import count_flops
 from nvae_jax.measuring.hlo import Traffic
+from nvae_jax.training.fitting import required_memory
 from nvae_jax.training.program import make_program
 
 SMALL = dataclasses.replace(CONFIG, num_blocks=0, remat="none", unroll=False)
@@ -101,7 +102,10 @@ def test_values_are_numbers_shapes_or_words(text, expected):
         (["model.num_groups="], "--vary is 'model.num_groups='"),
         (["data.name=a,b"], "--vary is 'data.name'; allowed: fields of model, training"),
         (["num_groups=1"], "--vary is 'num_groups'; allowed: fields of"),
-        (["model.groups=1,2"], "model.groups is unknown; allowed: image_shape"),
+        (
+            ["model.groups=1,2"],
+            "model.groups is unknown; did you mean num_groups. allowed: image_shape",
+        ),
         (["model.num_groups=2,many"], "model.num_groups is '2'; allowed: int"),
         (["model.num_groups=2,-1"], "num_groups is -1; allowed:"),
         (
@@ -175,7 +179,8 @@ def test_a_case_that_needs_more_memory_than_there_is_is_left_out(monkeypatch, ca
     def compiled(config, training, mesh):
         return dataclasses.replace(report(), peak=config.num_groups * 2**30)
 
-    monkeypatch.setattr(costs, "make_devices", lambda name: (on_this_machine(name)[0], 3 * 2**30))
+    memory = required_memory(3 * 2**30, "cpu")
+    monkeypatch.setattr(costs, "make_devices", lambda name: (on_this_machine(name)[0], memory))
     monkeypatch.setattr(aot, "compile_step", compiled)
     cases = compile_cases(RUN, ["v5e:2x4"], [("model.num_groups", [2, 3, 4])])
     assert [case.value for case in cases] == [2, 3]
