@@ -78,7 +78,7 @@ def test_the_search_ends_with_the_first_that_fits(monkeypatch, capsys):
         return Report(8, config.remat, training.accumulation_steps, 1, 1, 1, peak, 0.0, traffic, 0)
 
     monkeypatch.setattr(aot, "compile_step", compiled)
-    monkeypatch.setattr(aot, "required_memory", lambda program, platform: program)
+    monkeypatch.setattr(aot, "required_memory", lambda program, *_: program)
     tried = list(candidates(CONFIG, dataclasses.replace(TRAINING, batch_size=96), make_mesh()))
     reports, fits = aot.search(tried, make_mesh(), limit=15)
     assert fits

@@ -179,7 +179,7 @@ def test_a_case_that_needs_more_memory_than_there_is_is_left_out(monkeypatch, ca
     def compiled(config, training, mesh):
         return dataclasses.replace(report(), peak=config.num_groups * 2**30)
 
-    memory = required_memory(3 * 2**30, "cpu")
+    memory = required_memory(3 * 2**30, "cpu", 8)
     monkeypatch.setattr(costs, "make_devices", lambda name: (on_this_machine(name)[0], memory))
     monkeypatch.setattr(aot, "compile_step", compiled)
     cases = compile_cases(RUN, ["v5e:2x4"], [("model.num_groups", [2, 3, 4])])

@@ -80,7 +80,9 @@ def test_a_container_may_use_less_than_the_machine(monkeypatch):
 
 def test_more_is_required_than_the_program():
     for platform in ("cpu", "gpu", "tpu"):
-        assert required_memory(GIB, platform) > 1.05 * GIB
+        assert required_memory(GIB, platform, 1) > 1.05 * GIB
+    # Eight devices of a CPU are one process.
+    assert 8 * required_memory(GIB, "cpu", 8) - 8 * 1.25 * GIB == 2.5 * GIB
 
 
 def test_exhausted_memory_is_refused_and_other_errors_are_bugs():

@@ -160,7 +160,7 @@ def search(
             continue
         reports.append(report)
         print(report, flush=True)
-        required = required_memory(report.peak, mesh.devices.flat[0].platform)
+        required = required_memory(report.peak, mesh.devices.flat[0].platform, mesh.size)
         print(f"  a run needs  {required / GIB:.2f} GiB", flush=True)
         if limit is None or required <= limit:
             says = "the memory of the device is unknown" if limit is None else "fits"
