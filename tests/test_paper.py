@@ -11,7 +11,7 @@ from PIL import Image
 
 from nvae_jax.data.loader import train_batches
 from nvae_jax.data.sources import data_config, read_many
-from nvae_jax.data.sources.paper import Stacked
+from nvae_jax.data.sources.characters import Stacked
 
 BILINEAR = Image.Resampling.BILINEAR
 

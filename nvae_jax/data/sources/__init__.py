@@ -12,8 +12,9 @@ from typing import Any
 
 from nvae_jax.data.sources.arrays import NumpyArrays
 from nvae_jax.data.sources.base import DataConfig, Dataset, Source, read_many
+from nvae_jax.data.sources.characters import Mnist, Omniglot, StackedMnist
 from nvae_jax.data.sources.folder import ImageFolder
-from nvae_jax.data.sources.paper import (
+from nvae_jax.data.sources.photographs import (
     Celeba64,
     Celebahq256,
     Cifar10,
@@ -21,9 +22,6 @@ from nvae_jax.data.sources.paper import (
     Imagenet32,
     Imagenet64,
     Lsun,
-    Mnist,
-    Omniglot,
-    StackedMnist,
 )
 from nvae_jax.data.sources.scikit import Digits, Photos
 from nvae_jax.errors import ConfigError, require

@@ -1,144 +1,18 @@
-"""The datasets of the paper and of the original implementation, prepared as those prepare them.
-
-Each comes from TensorFlow Datasets' folder `data_dir`, where `nvae_jax.data.prepare` puts it. Where
-the original reads LMDB files, the option `lmdb` names a folder with its `train.lmdb` and
-`validation.lmdb`, and these are read instead.
-"""
+"""Photographs, prepared as the paper and the original implementation prepare them."""
 
 import dataclasses
 import functools
-import os
-from collections.abc import Callable
-from typing import Any, ClassVar
-
-import numpy as np
+from typing import ClassVar
 
 from nvae_jax.data.images import ImageReader, cover, cover_and_crop, crop_and_resize
 from nvae_jax.data.lsun import NUM_IMAGES
-from nvae_jax.data.sources.base import DataConfig, Dataset, Decoded, Recipe, Source, read_many
-from nvae_jax.data.sources.lmdb import LmdbRecords, read_levels
+from nvae_jax.data.sources.base import DataConfig, Dataset, Decoded, Recipe
+from nvae_jax.data.sources.prepared import Prepared, PreparedOrLmdb
 from nvae_jax.data.sources.tfds import open_split
 from nvae_jax.errors import require
 from nvae_jax.image_spec import ImageSpec
 
-_DIGITS = ImageSpec(32, 32, 1, border=2, binarize=True)  # 28x28, padded
 _CELEBA_FACE = (15, 40, 163, 188)  # left, top, right, bottom of 178x218 pixels
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepared(DataConfig):
-    """A dataset in TFDS's folder, of which the subclass says what is there and what it shows."""
-
-    data_dir: str | None = None  # the folder of prepared datasets; None: TFDS's usual one
-
-    stored: ClassVar[Recipe]
-    shown: ClassVar[ImageSpec]
-    reader: ClassVar[ImageReader] = ImageReader()  # of the encoded images
-    flip: ClassVar[bool] = True
-
-    @property
-    def recipe(self) -> Recipe | None:
-        return self.stored
-
-    @property
-    def image(self) -> ImageSpec:
-        return self.shown
-
-    def open(self) -> Dataset:
-        train, test = self._sources()
-        return Dataset(self.name, self.image, train, test, flip=self.flip)
-
-    def _sources(self) -> list[Source]:
-        """The sources of both splits."""
-        builder, splits = self.stored.builder, self.stored.splits
-        return [Decoded(open_split(builder, s, self.data_dir), self.reader) for s in splits]
-
-
-@dataclasses.dataclass(frozen=True)
-class PreparedOrLmdb(Prepared):
-    """A prepared dataset that can be read from the original implementation's LMDB files, too."""
-
-    lmdb: str | None = None  # a folder with train.lmdb and validation.lmdb, to read instead
-
-    encoded: ClassVar[bool] = False  # whether the LMDB files hold image files and not levels
-
-    @property
-    def recipe(self) -> Recipe | None:
-        return self.stored if self.lmdb is None else None
-
-    def _sources(self) -> list[Source]:
-        if self.lmdb is None:
-            return super()._sources()
-        height, width, channels = self.image.shape
-        levels = functools.partial(read_levels, height=height, width=width, channels=channels)
-        read: Callable[[Any], np.ndarray] = self.reader if self.encoded else levels
-        folder = os.path.realpath(os.path.expanduser(self.lmdb))
-        files = [os.path.join(folder, f"{split}.lmdb") for split in ("train", "validation")]
-        return [Decoded(LmdbRecords(file), read) for file in files]
-
-
-@dataclasses.dataclass(frozen=True)
-class Mnist(Prepared):
-    """MNIST: 60,000 digits to train and 10,000 to test, padded to 32x32x1, binarised."""
-
-    name = "mnist"
-    stored = Recipe(
-        builder="mnist",
-        splits=("train", "test"),
-        files=tuple(
-            f"{split}-{kind}-ubyte.gz"
-            for split in ("train", "t10k")
-            for kind in ("images-idx3", "labels-idx1")
-        ),
-        images=70_000,
-        image_bytes=28 * 28,
-    )
-    shown = _DIGITS
-    reader = ImageReader(channels=1, border=_DIGITS.border)
-    flip = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Omniglot(Prepared):
-    """OMNIGLOT at 28x28 (Burda et al., 2015): 24,345 characters to train and 8,070 to test.
-
-    Padded to 32x32x1, binarised.
-    """
-
-    name = "omniglot"
-    stored = Recipe(
-        builder="omniglot28",
-        splits=("train", "test"),
-        files=("https://github.com/yburda/iwae/raw/master/datasets/OMNIGLOT/chardata.mat",),
-        images=32_415,
-        image_bytes=28 * 28,
-    )
-    shown = _DIGITS
-    reader = Mnist.reader
-    flip = False
-
-
-@dataclasses.dataclass(frozen=True)
-class StackedMnist(Prepared):
-    """MNIST digits stacked as colours, 32x32x3: 120,000 to train and 20,000 to test, not binarised.
-
-    Each channel goes through all digits twice, in two permutations of its own that are drawn once.
-    """
-
-    name = "stacked_mnist"
-    stored = Mnist.stored
-    shown = ImageSpec(32, 32, 3, border=_DIGITS.border)
-    reader = Mnist.reader
-    flip = False
-
-    seed: int = 0  # of the permutations
-
-    def __post_init__(self):
-        require("data.seed", self.seed, self.seed >= 0, "0 or more")
-
-    def _sources(self) -> list[Source]:
-        train, test = super()._sources()
-        return [Stacked(train, self.seed), Stacked(test, self.seed + 1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,26 +178,3 @@ class Lsun(DataConfig):
         )
         name = f"lsun_{self.category}{self.size}"
         return Dataset(name, self.image, train, test, flip=True, random_crop=True)
-
-
-class Stacked:
-    """Colour images whose channels are three grey images each, 2 N of them."""
-
-    def __init__(self, source: Source, seed: int):
-        """Draws which three: every grey image is used twice in each channel."""
-        self._source = source
-        number = len(source)
-        rng = np.random.default_rng(seed)
-        order = [np.concatenate([rng.permutation(number) for _ in range(2)]) for _ in range(3)]
-        self.indices = np.stack(order, axis=1)  # (2 N, 3)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int, /) -> np.ndarray:
-        return self.many([index])[0]
-
-    def many(self, indices: list[int], /) -> np.ndarray:
-        """The images at `indices`."""
-        grey = np.stack(read_many(self._source, self.indices[indices].T.ravel()))
-        return np.concatenate(np.split(grey, 3), axis=-1)
