@@ -11,9 +11,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from nvae_jax.memory import give_back_freed_memory
 from nvae_jax.model.kernels.platform import compiling_for
 from nvae_jax.user_cache import cache_folder
 
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # an event of JAX, with seconds
+_LONG = 1.0  # seconds of compiling that leave much memory behind
 COMPILATION_TIMEOUT = 7200  # seconds that processes wait for the slowest compiler
 
 
@@ -123,6 +126,19 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def give_back_after_compiling() -> None:
+    """Has this process hand back what the compiler leaves, which on CPU is more than the update's.
+
+    Otherwise a process that keeps what it frees (`nvae_jax.memory`) keeps that for its whole life.
+    """
+
+    def give_back(event: str, seconds: float, **_: Any) -> None:
+        if event == _COMPILED and seconds > _LONG:
+            give_back_freed_memory()
+
+    jax.monitoring.register_event_duration_secs_listener(give_back)
 
 
 def keep_compiled_programs() -> None:

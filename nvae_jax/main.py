@@ -28,7 +28,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from nvae_jax.command_line import define_flags, door, expand_home, parse_flags, read_flags
-from nvae_jax.compilation import keep_compiled_programs
+from nvae_jax.compilation import give_back_after_compiling, keep_compiled_programs
 from nvae_jax.config.overrides import FIELDS, OVERRIDE, check_name, parse_overrides, with_overrides
 from nvae_jax.config.run import PLACES, RunConfig, read_run
 from nvae_jax.data.prepare import prepare
@@ -102,6 +102,7 @@ def main(argv: list[str]) -> None:
         unused = run is not None and _RESULTS.value is not None
         require("--results", _RESULTS.value, not unused, f"other modes than {mode}")
         keep_compiled_programs()
+        give_back_after_compiling()
         alone = not (_DISTRIBUTED.value or _COORDINATOR.value)
         for flag in (_NUM_PROCESSES, _PROCESS_ID):
             unused = alone and flag.value is not None

@@ -29,6 +29,14 @@ def keep_freed_memory() -> None:
     _ask_for_huge_pages(libc)
 
 
+def give_back_freed_memory() -> None:
+    """Hands the memory that this process has freed back to the system, once."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return  # not glibc
+
+
 def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
     """Advises the system so for addresses that malloc hands out later; occupies no memory."""
     libc.malloc.restype = ctypes.c_void_p

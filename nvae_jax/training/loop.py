@@ -31,7 +31,7 @@ from nvae_jax.training.recorder import Recorder
 from nvae_jax.training.state import TrainState
 from nvae_jax.workdir import Workdir
 
-STEPS_AHEAD = 2  # that the devices have in their queue, so that they never wait for the host
+STEPS_AHEAD = 2  # that accelerators have in their queue, so that they never wait for the host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +148,8 @@ def _train(job: _Job, preemption: Preemption | None) -> dict[str, float] | None:
         draw=lambda variables: draw(jax.device_put(variables, replicated(job.mesh))),
     )
     running: collections.deque[dict[str, jax.Array]] = collections.deque()
+    # On CPU, updates in the queue hold their temporaries already, and gain no time.
+    steps_ahead = 0 if job.mesh.devices.flat[0].platform == "cpu" else STEPS_AHEAD
     with (
         refusing_exhausted(),
         naming_the_dead(),
@@ -158,7 +160,7 @@ def _train(job: _Job, preemption: Preemption | None) -> dict[str, float] | None:
             step += 1
             # A request to stop would otherwise wait for all the steps that are in the queue.
             running.append(metrics)
-            if len(running) > STEPS_AHEAD:
+            if len(running) > steps_ahead:
                 jax.block_until_ready(running.popleft())
             if step == first + 1:
                 jax.block_until_ready(metrics)
