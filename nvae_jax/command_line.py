@@ -22,6 +22,8 @@ from absl import flags
 from nvae_jax.errors import ConfigError, require
 from nvae_jax.fields import parse, require_literals
 
+FAILED = 3  # exit code where numbers are not finite: the same command would fail again
+
 
 def refuse(message: object) -> NoReturn:
     """Ends the process with exit code 2 and one line that says why."""
@@ -41,12 +43,16 @@ class Parser(argparse.ArgumentParser):
 def door() -> Iterator[None]:
     """Around all that a command does: a ConfigError is refused, anything else is a bug.
 
-    Ctrl-C ends a command that has nothing to save, with the exit code of shells.
+    Numbers that are not finite are neither: the command ends with exit code 3 and one line. Ctrl-C
+    ends a command that has nothing to save, with the exit code of shells.
     """
     try:
         yield
     except ConfigError as error:
         refuse(error)
+    except FloatingPointError as error:
+        print(f"failed: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        sys.exit(FAILED)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(128 + signal.SIGINT)

@@ -134,8 +134,8 @@ def give_back_after_compiling() -> None:
     Otherwise a process that keeps what it frees (`nvae_jax.memory`) keeps that for its whole life.
     """
 
-    def give_back(event: str, seconds: float, **_: Any) -> None:
-        if event == _COMPILED and seconds > _LONG:
+    def give_back(event: str, duration_secs: float, **_: Any) -> None:
+        if event == _COMPILED and duration_secs > _LONG:
             give_back_freed_memory()
 
     jax.monitoring.register_event_duration_secs_listener(give_back)

@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from nvae_jax.errors import ConfigError
 from nvae_jax.workdir import Workdir
 from nvae_jax.workdir.checkpoints import Checkpoints
+from nvae_jax.workdir.retention import Keep
 
 
 class Vectors(NamedTuple):
@@ -82,7 +83,7 @@ def test_a_checkpoint_restores_onto_any_number_of_devices(checkpoints, devices):
     checkpoints.close()
 
     wanted = abstract(state, devices)
-    restored, metadata = Checkpoints(checkpoints.folder, 3).restore(wanted)
+    restored, metadata = Checkpoints(checkpoints.folder).restore(wanted)
 
     assert_trees_equal(restored, state)
     assert metadata == {"iterator": {"position": 7}, "groups": [2, 1]}
@@ -91,7 +92,7 @@ def test_a_checkpoint_restores_onto_any_number_of_devices(checkpoints, devices):
 
 
 def test_the_latest_checkpoints_are_kept(tmp_path):
-    checkpoints = Checkpoints(epath.Path(tmp_path), max_to_keep=2)
+    checkpoints = Checkpoints(epath.Path(tmp_path), Keep(2))
     assert checkpoints.latest_step() is None
     with pytest.raises(
         ConfigError, match=r"has no checkpoint; allowed: a folder with checkpoints$"
@@ -110,7 +111,7 @@ def test_the_latest_checkpoints_are_kept(tmp_path):
         checkpoints.save(9, make_state(9), {})
     checkpoints.close()
     with pytest.raises(ValueError, match="max_to_keep is 0"):
-        Checkpoints(epath.Path(tmp_path), max_to_keep=0)
+        Keep(0)
 
 
 def test_state_and_metadata_may_change_while_they_are_saved(checkpoints, monkeypatch):
@@ -148,8 +149,9 @@ import json, os, signal, sys, threading
 import jax.numpy as jnp
 from etils import epath
 from nvae_jax.workdir.checkpoints import Checkpoints
+from nvae_jax.workdir.retention import Keep
 
-checkpoints = Checkpoints(epath.Path(sys.argv[1]), 3)
+checkpoints = Checkpoints(epath.Path(sys.argv[1]))
 checkpoints.save(1, {"w": jnp.ones(4)}, {})
 checkpoints.wait()
 
@@ -235,7 +237,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(checkpoints, capfd):
     for path in Path(checkpoints.folder / "5" / "state").rglob("*"):
         if path.is_file() and path.name != "_METADATA":
             path.write_bytes(path.read_bytes()[:10])
-    with pytest.raises(ConfigError, match=r"the checkpoint is '.*checkpoints/5', which cannot be"):
+    with pytest.raises(ConfigError, match=r"the checkpoint .*checkpoints/5 cannot be"):
         checkpoints.restore(abstract(make_state()))
     assert "Traceback" not in capfd.readouterr().err
 
@@ -243,6 +245,4 @@ def test_a_damaged_checkpoint_is_refused_by_name(checkpoints, capfd):
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"file/checkpoints cannot be written"):
-        Checkpoints(epath.Path(tmp_path / "file" / "checkpoints"), 3).save(
-            1, {"x": np.zeros(2)}, {}
-        )
+        Checkpoints(epath.Path(tmp_path / "file" / "checkpoints")).save(1, {"x": np.zeros(2)}, {})

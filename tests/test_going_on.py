@@ -1,134 +1,23 @@
 """Stop, change something, go on: each story by the arguments that a user would type.
 
-The update and the pictures are stand-ins that compile at once, on a real state; `test_loop.py` and
-`test_processes.py` have the real ones.
+The update and the pictures are those of `stand_in.py`; `test_loop.py` and `test_processes.py` have
+the real ones.
 """
 
-import dataclasses
-import importlib
 import json
-import os
 import shutil
 
-import jax
 import numpy as np
 import pytest
-import stored
-from PIL import Image
-from tiny import ONE_DEVICE
+from stand_in import ACCEPT, CLIP, arrays, users
 
-from configs import image_folder
-from nvae_jax.config.overrides import parse_overrides, with_overrides
-from nvae_jax.config.run import read_run
-from nvae_jax.errors import ConfigError
 from nvae_jax.training import loop
-from nvae_jax.training.program import make_program
 from nvae_jax.workdir import Workdir
-
-# The smallest model of a folder of images, twelve training steps of four images.
-OWN = {
-    "data.path": "photos",
-    "data.size": 8,
-    "model.architecture": "res_bnswish",
-    "model.num_scales": 1,
-    "model.num_groups": 2,
-    "model.num_blocks": 0,
-    "model.num_latents": 2,
-    "model.encoder_channels": 4,
-    "model.decoder_channels": 4,
-    "model.encoder_cells": 1,
-    "model.decoder_cells": 1,
-    "model.preprocess_cells": 1,
-    "model.postprocess_cells": 1,
-    "model.num_mixtures": 1,
-    "model.remat": "none",
-    "training.batch_size": 8,
-    "training.epochs": 3,
-    "training.warmup_epochs": 0,
-    "training.accumulation_steps": 1,
-    "training.log_interval": 1,
-    "training.checkpoint_interval": 100,
-    "training.eval_interval": 100,
-    "training.picture_interval": 100,
-}
-CLIP = "--config.training.gradient_clip=200"
-ACCEPT = "--accept_changes"
-
-
-class User:
-    """Starts and continues runs in a folder with photographs."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        (folder / "photos").mkdir()
-        self.add_photos(0, 28)
-
-    def add_photos(self, first, last):
-        for i in range(first, last):
-            image = Image.fromarray(stored.photos(1, 10, 12, seed=i)[0])
-            image.save(self.folder / "photos" / f"{i:03d}.png")
-
-    def train(self, workdir, *arguments, own=False):
-        """Trains, with the saved configuration or the `own` one; returns what is logged."""
-        fields = [argument for argument in arguments if argument != ACCEPT]
-        settings = image_folder.get_config().to_dict() if own else None
-        settings = settings or Workdir(workdir).load_config()
-        settings = with_overrides(settings, OWN if own else {})
-        run = read_run(with_overrides(settings, parse_overrides(fields)))
-        log = self.folder / workdir / "log.txt"
-        before = log.stat().st_size if log.exists() else 0
-        loop.train(run, workdir, accept_changes=ACCEPT in arguments)
-        return log.read_text()[before:]
-
-    def refused(self, workdir, *arguments, **options):
-        with pytest.raises(ConfigError) as caught:
-            self.train(workdir, *arguments, **options)
-        return str(caught.value)
-
-    def steps(self, workdir):
-        return [r["step"] for r in Workdir(workdir).records.read_metrics() if "train/nelbo" in r]
-
-    def changes(self, workdir):
-        lines = (self.folder / workdir / "changes.jsonl").read_text().splitlines()
-        return [(r["step"], r["changes"]) for r in map(json.loads, lines)]
-
-
-def cheap_program(model, training, steps_per_epoch, mesh, *, flip):
-    """The program of a run whose update only counts: parameters grow by 1 at every step."""
-    program = make_program(model, training, steps_per_epoch, mesh, flip=flip)
-
-    def place(tree):
-        return jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), tree, program.state)
-
-    def init(batch, seed):
-        state = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), program.state)
-        return place(dataclasses.replace(state, seed=seed))
-
-    def update(state, batch):
-        grown = jax.tree.map(lambda x: np.asarray(x) + np.float32(1), state.params)
-        state = dataclasses.replace(state, step=np.asarray(state.step) + 1, params=grown)
-        loss = np.float32(np.inf if training.learning_rate > 1 else 10)
-        groups = np.ones(model.total_groups, np.float32)
-        names = ("nelbo", "reconstruction", "kl", "kl_weight", "loss")
-        metrics = dict.fromkeys(names, loss)
-        return place(state), metrics | {"group_kl": groups}
-
-    return dataclasses.replace(program, init=init, update=update)
 
 
 @pytest.fixture(scope="module")
 def user(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("user")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        patch.setattr(loop, "make_mesh", lambda **_: ONE_DEVICE)
-        patch.setattr(loop, "make_program", cheap_program)
-        patch.setattr(loop, "compiled_ahead", lambda function, *_, **__: function)
-        means = {"nelbo": 1.0, "reconstruction": 1.0, "kl": 0.0}
-        patch.setattr(loop, "make_validation", lambda *_: lambda variables: means)
-        patch.setattr(loop, "make_pictures", lambda *_: lambda variables: {})
-        yield User(folder)
+    yield from users(tmp_path_factory.mktemp("user"))
 
 
 @pytest.fixture(scope="module")
@@ -278,14 +167,3 @@ def test_another_batch_size_moves_the_end(user, done):
     assert "batch_size is 16, saved: 8" in user.refused(run, batch)
     assert "more than the 9 steps that are trained (3 now)" in user.refused(run, batch, ACCEPT)
     assert "done, 12 steps" in user.train(run, batch, "--config.training.epochs=12", ACCEPT)
-
-
-def arrays(run, step, name):
-    """The arrays of an entry of a checkpoint, by path."""
-    tree = (
-        importlib.import_module("orbax.checkpoint")
-        .PyTreeCheckpointer()
-        .restore(os.path.abspath(f"{run}/checkpoints/{step}/state"))
-    )
-    leaves = jax.tree_util.tree_leaves_with_path(tree[name])
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}

@@ -33,6 +33,10 @@ ADJUSTABLE = (
     "training.picture_interval",
     "training.checkpoint_interval",
     "training.keep_checkpoints",
+    "training.keep_best",
+    "training.keep_every",
+    "training.max_skipped",
+    "training.max_rollbacks",
     "training.eval_batch_size",
 )
 

@@ -44,12 +44,20 @@ class TrainingConfig:
     regularization: float = 1e-2
     initial_regularization: float | None = None  # start of a geometric path along the KL warm-up
 
+    # What to do about updates that are not finite; see docs/runs.md.
+    max_skipped: int = 5  # so many are left out in a row before the run goes back
+    max_rollbacks: int = 3  # how often it goes back before it ends
+    skip_threshold: float | None = None  # standard deviations of the log gradient norm that make
+    # an outlier, which is left out too; None: only what is not finite
+
     # What is written, and how often, in steps; it is always written after the last step.
     log_interval: int = 100
     eval_interval: int = 1000
     picture_interval: int = 1000
     checkpoint_interval: int = 1000
     keep_checkpoints: int = 2  # the latest ones
+    keep_best: bool = True  # beside them, the one with the lowest validation NELBO
+    keep_every: int | None = None  # and those of multiples of so many steps
     eval_batch_size: int | None = None  # None: batch_size
 
     def __post_init__(self):
@@ -67,6 +75,9 @@ class TrainingConfig:
             "picture_interval",
             "checkpoint_interval",
             "keep_checkpoints",
+            "keep_every",
+            "max_skipped",
+            "skip_threshold",
             "eval_batch_size",
         )
         for name in positive:
@@ -74,6 +85,7 @@ class TrainingConfig:
             self._require(name, value is None or value > 0, "a positive number")
         for name in ("epochs", "batch_size", "accumulation_steps", "parameter_shards"):
             self._require(name, getattr(self, name) <= 10**6, "1 to 1000000")
+        self._require("max_rollbacks", self.max_rollbacks >= 0, "0 or more")
         self._require("seed", 0 <= self.seed < 2**32, "0 to 2**32 - 1")
         for name in ("weight_decay", "min_learning_rate"):
             self._require(name, getattr(self, name) >= 0, "0 or more")

@@ -148,6 +148,8 @@ def open_run(
 ) -> TrainedModel:
     """The model of the latest checkpoint in a work directory; its data need not be there.
 
+    A checkpoint that is damaged is passed over, and the log says so.
+
     Args:
       path: the work directory.
       mesh: the devices; None: all there are.
@@ -156,10 +158,11 @@ def open_run(
 
     Raises:
       ConfigError: `path` is not the folder of a run, holds no checkpoint, or a configuration that
-        does not describe what the checkpoint holds.
+        does not describe what the checkpoint holds, or the checkpoint is not finite.
     """
     from nvae_jax.config.run import read_run
     from nvae_jax.workdir import Workdir
+    from nvae_jax.workdir.integrity import DamagedError
 
     workdir = Workdir(path, results=results)
     run = read_run(workdir.load_config()).with_data_at(places or {})
@@ -172,9 +175,13 @@ def open_run(
     params = "params" if run.training.ema_decay is None else "ema_params"
     wanted = {params: shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
     try:
-        state, metadata = workdir.checkpoints.restore(wanted, partial=True)
+        (state, metadata), errors = workdir.checkpoints.newest(
+            lambda step: workdir.checkpoints.restore(wanted, step, partial=True), DamagedError
+        )
     finally:
         workdir.checkpoints.close()
+    for error in errors:
+        workdir.log(f"{error}; step {metadata['step']:,} is used")
     return TrainedModel(
         workdir=workdir,
         run=run,

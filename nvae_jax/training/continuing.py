@@ -8,6 +8,7 @@ settings have at that step.
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 import jax
@@ -17,9 +18,11 @@ from nvae_jax.config.changes import check_changes, consent
 from nvae_jax.config.run import RunConfig, read_run
 from nvae_jax.data.sources import Dataset
 from nvae_jax.errors import require
+from nvae_jax.training.guard import Health
 from nvae_jax.training.state import TrainState
 from nvae_jax.workdir import Workdir
 from nvae_jax.workdir.checkpoints import Checkpoints
+from nvae_jax.workdir.integrity import DamagedError, NotFiniteError
 
 
 class Going:
@@ -39,6 +42,10 @@ class Going:
 
     def __init__(self, workdir: Workdir, run: RunConfig, accept: bool):
         self._workdir, self._run, self._accept = workdir, run, accept
+        workdir.checkpoints.remove_unfinished()
+        if strays := workdir.checkpoints.strays():
+            places = ", ".join(map(os.fspath, workdir.checkpoints.set_aside(strays)))
+            workdir.log(f"no checkpoints, and moved out of the way: {places}")
         self.step = workdir.checkpoints.latest_step()
         self._changes: list[str] = []
         if self.step is not None:
@@ -69,10 +76,37 @@ class Going:
 
     def restore(self, wanted: TrainState) -> TrainState:
         """The state of the checkpoint, with shapes and shardings as `wanted` has them."""
-        assert self.step is not None
-        state = restore(self._workdir.checkpoints, self.step, wanted)
-        seed = jax.device_put(jnp.uint32(self._run.training.seed), state.seed.sharding)
-        return dataclasses.replace(state, seed=seed)
+        checkpoints = self._workdir.checkpoints
+        state, errors = checkpoints.newest(
+            lambda step: restore(checkpoints, step, wanted), DamagedError, NotFiniteError
+        )
+        step = int(state.step)
+        broken = [later for later in checkpoints.steps() if later > step]
+        for error, place in zip(reversed(errors), checkpoints.set_aside(broken), strict=True):
+            self._workdir.log(f"{error}; it is in {place} now, and step {step:,} is used")
+        seed = effective_seed(self._run.training.seed, int(state.health.rollbacks))
+        return dataclasses.replace(
+            state, seed=jax.device_put(jnp.uint32(seed), state.seed.sharding)
+        )
+
+    def eased(self, state: TrainState, health: Health) -> TrainState:
+        """A state to train on with after the troubles of `health` and one more.
+
+        From then on, images come in another order and draws are others, the learning rate is
+        halved, and λ is doubled, see `easing`.
+        """
+        rollbacks, recent = int(health.rollbacks) + 1, int(health.recent) + 1
+        changed = dataclasses.replace(
+            state,
+            seed=jnp.uint32(effective_seed(self._run.training.seed, rollbacks)),
+            health=state.health.gone_back(int(state.step), rollbacks, recent),
+        )
+        return jax.device_put(changed, jax.tree.map(lambda x: x.sharding, state))
+
+
+def effective_seed(seed: int, rollbacks: int) -> int:
+    """What decides the order of the images and all draws after so many returns."""
+    return (seed + 1_000_003 * rollbacks) % 2**32
 
 
 def restore(checkpoints: Checkpoints, step: int, wanted: TrainState) -> TrainState:
@@ -80,17 +114,32 @@ def restore(checkpoints: Checkpoints, step: int, wanted: TrainState) -> TrainSta
 
     Transformations of the optimiser without arrays (clipping) may come and go. An average that the
     checkpoint lacks starts from its parameters; one that is not wanted is left out. Checkpoints
-    from before the optimiser's states had names have them in the same order.
+    from before the optimiser's states had names have them in the same order; those from before
+    there was a `health` get a fresh one.
+
+    Raises:
+      DamagedError, NotFiniteError: the checkpoint cannot be used.
     """
     entries = checkpoints.entries(step)
+    healthy = "health.skipped" in entries
     averaged = any(name.startswith("ema_params.") for name in entries)
     links = list(wanted.opt_state)
     states = {name: s for name, s in wanted.opt_state.items() if jax.tree.leaves(s)}
     numbered = not any(name.startswith(f"opt_state.{next(iter(states))}.") for name in entries)
     opt_state: Any = tuple(wanted.opt_state.values()) if numbered else states
     ema_params = wanted.ema_params if averaged else None
-    asked = dataclasses.replace(wanted, opt_state=opt_state, ema_params=ema_params)
+    asked = dataclasses.replace(
+        wanted,
+        opt_state=opt_state,
+        ema_params=ema_params,
+        health=wanted.health if healthy else None,
+    )
     state, _ = checkpoints.restore(asked, step, optional="ema_params")
+    if int(state.step) != step:
+        raise DamagedError(f"checkpoint {step} is that of step {int(state.step)}; allowed: its own")
+    if not healthy:
+        shardings = jax.tree.map(lambda x: x.sharding, wanted.health)
+        state = dataclasses.replace(state, health=jax.device_put(Health.fresh(), shardings))
     if numbered:
         states = dict(zip(links, state.opt_state, strict=True))
     else:

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nvae_jax.compilation import compiled_ahead, compiled_together
+from nvae_jax.config.changes import ACCEPT
 from nvae_jax.config.run import RunConfig
 from nvae_jax.data.loader import steps_per_epoch, train_batches
 from nvae_jax.data.loading import LoadingConfig
@@ -24,12 +25,17 @@ from nvae_jax.evaluation.likelihood import make_validation
 from nvae_jax.evaluation.pictures import make_pictures
 from nvae_jax.parallel import check_batch_size, make_mesh, replicated, shard_batch
 from nvae_jax.processes import Preemption, naming_the_dead
-from nvae_jax.training.continuing import Going
+from nvae_jax.training.continuing import Going, effective_seed
+from nvae_jax.training.diagnosis import REMEDIES, diagnose
 from nvae_jax.training.fitting import check_memory, refusing_exhausted
+from nvae_jax.training.guard import STRETCH, easing
 from nvae_jax.training.program import Program, make_program
 from nvae_jax.training.recorder import Recorder
 from nvae_jax.training.state import TrainState
+from nvae_jax.training.watch import DivergenceError
 from nvae_jax.workdir import Workdir
+from nvae_jax.workdir.integrity import NotFiniteError
+from nvae_jax.workdir.retention import Keep
 
 STEPS_AHEAD = 2  # that accelerators have in their queue, so that they never wait for the host
 
@@ -55,12 +61,12 @@ class _Job:
     def eval_batch_size(self) -> int:
         return self.run.training.eval_batch_size or self.run.training.batch_size
 
-    def batches(self, start_step: int, loading: LoadingConfig) -> Any:
+    def batches(self, start_step: int, loading: LoadingConfig, seed: int) -> Any:
         """Training batches on the devices, the next one on its way there while one is used."""
         return train_batches(
             self.dataset,
             self.run.training.batch_size,
-            self.run.training.seed,
+            seed,
             start_step,
             loading=loading,
             process_index=jax.process_index(),
@@ -92,7 +98,7 @@ def train(
     Raises:
       ConfigError: the devices or the data do not fit the configuration, the data is missing or
         broken, another process trains in `path`, or it was started with another configuration.
-      FloatingPointError: the loss is not finite any more; the checkpoints from before are kept.
+      FloatingPointError: the run went back to its last checkpoint too often; they are all kept.
     """
     start = time.monotonic()
     training = run.training
@@ -101,7 +107,8 @@ def train(
     check_batch_size(mesh, training.batch_size, "training.batch_size", parts)
     if training.eval_batch_size is not None:
         check_batch_size(mesh, training.eval_batch_size, "training.eval_batch_size")
-    workdir = Workdir(path, max_to_keep=training.keep_checkpoints)
+    keep = Keep(training.keep_checkpoints, training.keep_best, training.keep_every)
+    workdir = Workdir(path, keep)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(workdir.checkpoints))
         # A run that is refused leaves no folder behind, not even for its lock.
@@ -126,7 +133,10 @@ def _train(job: _Job, preemption: Preemption | None) -> dict[str, float] | None:
         f"{jax.process_count()} process(es); {model.total_groups} groups of latents, "
         f"{model.latent_dimensions:,} dimensions"
     )
-    if job.going.step != job.total_steps:  # or there is nothing left to train
+    state = None
+    if job.going.step == job.total_steps:  # there may be nothing left to train
+        state = job.going.restore(program.state)
+    if state is None or int(state.step) != job.total_steps:
         workdir.log(
             "compiling the update: minutes the first time, seconds later; if XLA prints that "
             "something is slow, it goes on all the same"
@@ -135,52 +145,125 @@ def _train(job: _Job, preemption: Preemption | None) -> dict[str, float] | None:
         shapes = program.state, program.batch
         update = compiled_ahead(program.update, "update", *shapes, check=check)
         workdir.records.reopen()
-    state = start_or_resume(job)
-    first = step = int(state.step)
-    workdir.records.truncate_metrics(step)
+        state = state or start_or_resume(job)
+    else:
+        update = program.update
     draw = make_pictures(model, job.dataset.test)
     recorder = Recorder(
         workdir,
         job.run,
         job.dataset,
         job.total_steps,
+        int(state.step),
         validate=make_validation(model, job.dataset.test, job.eval_batch_size, job.mesh),
         draw=lambda variables: draw(jax.device_put(variables, replicated(job.mesh))),
     )
-    running: collections.deque[dict[str, jax.Array]] = collections.deque()
-    # On CPU, updates in the queue hold their temporaries already, and gain no time.
-    steps_ahead = 0 if job.mesh.devices.flat[0].platform == "cpu" else STEPS_AHEAD
-    with (
-        refusing_exhausted(),
-        naming_the_dead(),
-        contextlib.closing(job.batches(step, job.run.loading)) as batches,
-    ):
-        for batch in itertools.islice(batches, job.total_steps - first):
-            state, metrics = update(state, batch)
-            step += 1
-            # A request to stop would otherwise wait for all the steps that are in the queue.
-            running.append(metrics)
-            if len(running) > steps_ahead:
-                jax.block_until_ready(running.popleft())
-            if step == first + 1:
-                jax.block_until_ready(metrics)
-                workdir.log(f"first step done {time.monotonic() - job.start:.0f} s after the start")
-                recorder.restart_clock()
-            recorder.record(step, metrics, state)
-            if preemption and preemption.requested(step) and step < job.total_steps:
-                recorder.interrupt(step, metrics, state)
-                return None
-        return recorder.finish()
+    with refusing_exhausted(), naming_the_dead():
+        while True:
+            updates = _Updates(job, update, state, recorder)
+            state = None  # which is donated
+            try:
+                return recorder.finish() if updates.run(preemption) else None
+            except (DivergenceError, NotFiniteError) as trouble:
+                state = _go_back(job, updates, trouble)
+                recorder.restart(int(state.step))
+
+
+class _Updates:
+    """The updates from a state on.
+
+    Attributes:
+      state: the last one.
+      batch: that of the last update that is known to be done.
+    """
+
+    def __init__(self, job: _Job, update: Any, state: TrainState, recorder: Recorder):
+        self._job, self._update, self._recorder = job, update, recorder
+        self.state: Any = state
+        self.batch: Any = None
+        self._running: collections.deque[tuple[int, Any, dict[str, jax.Array]]] = (
+            collections.deque()
+        )
+
+    def run(self, preemption: Preemption | None) -> bool:
+        """Trains to the end, and returns whether it came to it or was asked to stop.
+
+        Raises:
+          DivergenceError: it cannot go on.
+        """
+        job, recorder = self._job, self._recorder
+        first = step = int(self.state.step)
+        seed = effective_seed(job.run.training.seed, int(self.state.health.rollbacks))
+        # On CPU, updates in the queue hold their temporaries already, and gain no time.
+        steps_ahead = 0 if job.mesh.devices.flat[0].platform == "cpu" else STEPS_AHEAD
+        with contextlib.closing(job.batches(step, job.run.loading, seed)) as batches:
+            for batch in itertools.islice(batches, job.total_steps - first):
+                self.state, metrics = self._update(self.state, batch)
+                step += 1
+                self._running.append((step, batch, metrics))
+                # A request to stop would otherwise wait for all the steps that are in the queue.
+                self._wait(0 if recorder.is_due(step) or step == first + 1 else steps_ahead)
+                if step == first + 1:
+                    seconds = time.monotonic() - job.start
+                    job.workdir.log(f"first step done {seconds:.0f} s after the start")
+                    recorder.restart_clock()
+                recorder.record(step, metrics, self.state)
+                if preemption and preemption.requested(step) and step < job.total_steps:
+                    self._wait(0)
+                    recorder.interrupt(step, metrics, self.state)
+                    return False
+        return True
+
+    def _wait(self, steps_ahead: int) -> None:
+        """Waits until no more updates than these are under way, and looks at the others."""
+        while len(self._running) > steps_ahead:
+            step, self.batch, metrics = self._running.popleft()
+            jax.block_until_ready(metrics)
+            self._recorder.skipped(step, metrics, self.batch["index"])
+
+
+def _go_back(job: _Job, updates: _Updates, trouble: Exception) -> TrainState:
+    """The state to go on from after a trouble.
+
+    Raises:
+      FloatingPointError: the run has gone back too often; the report is written.
+    """
+    health = updates.state.health
+    most = job.run.training.max_rollbacks
+    if int(health.recent) >= most:
+        report = diagnose(
+            job.run.model, job.run.training, updates.state, updates.batch, job.dataset.flip
+        )
+        place = job.workdir.write("report.txt", report.encode())
+        raise FloatingPointError(
+            f"{trouble}, and going back {most} times did not help. {place} says what went wrong "
+            f"first. What helps: {REMEDIES}, each with {ACCEPT} to go on with this run."
+        )
+    updates.state = None
+    if job.workdir.checkpoints.latest_step() is None:
+        state = job.going.eased(_fresh(job), health)
+    else:
+        state = job.going.eased(job.going.restore(job.program.state), health)
+    job.workdir.log(
+        f"{trouble}: going back to step {int(state.step):,}, with other draws and images in "
+        f"another order, the learning rate times {float(easing(state.health)):g} and the "
+        f"regularisation divided by it, for {STRETCH:,} updates"
+    )
+    return state
 
 
 def start_or_resume(job: _Job) -> TrainState:
     """The state of the last checkpoint, or a fresh one, on the devices of the mesh."""
     if job.going.step is not None:
         state = job.going.restore(job.program.state)
-        job.workdir.log(f"resumed after step {job.going.step:,}")
+        job.workdir.log(f"resumed after step {int(state.step):,}")
         return state
+    return _fresh(job)
+
+
+def _fresh(job: _Job) -> TrainState:
     init = compiled_together(job.program.init, "init")
-    batches = job.batches(0, LoadingConfig())
+    batches = job.batches(0, LoadingConfig(), job.run.training.seed)
     state = init(next(batches), np.uint32(job.run.training.seed))
     batches.close()
     count = sum(x.size for x in jax.tree.leaves(state.params))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,17 +11,21 @@ import jax
 import numpy as np
 from jax import Array
 
-from nvae_jax.config.changes import ACCEPT
 from nvae_jax.config.run import RunConfig
 from nvae_jax.data.baselines import independent_pixels
 from nvae_jax.data.sources import Dataset
 from nvae_jax.evaluation.pictures import draw_curves
+from nvae_jax.memory import give_back_freed_memory
 from nvae_jax.model.distributions import bits_per_dimension
 from nvae_jax.training.metrics import flatten_metrics, mean_metrics
+from nvae_jax.training.saving import Saver
 from nvae_jax.training.state import TrainState
+from nvae_jax.training.watch import DivergenceError, Watch
 from nvae_jax.workdir import Workdir
+from nvae_jax.workdir.integrity import on_host
 from nvae_jax.workdir.pictures import image_grid
 
+SHOWN = 8  # images of an update, in a message
 FIRST_STEPS = 6  # after which a run says how long it will take
 
 
@@ -34,6 +37,7 @@ class Recorder:
       run: the run's configuration.
       dataset: its data.
       total_steps: the number of steps of the whole run.
+      step: the number of steps that are done.
       validate: from variables to means over the test split, see `make_validation`.
       draw: from variables to pictures, see `make_pictures`.
     """
@@ -44,6 +48,7 @@ class Recorder:
         run: RunConfig,
         dataset: Dataset,
         total_steps: int,
+        step: int,
         validate: Callable[[Any], dict[str, np.ndarray]],
         draw: Callable[[Any], dict[str, np.ndarray]],
     ):
@@ -54,15 +59,55 @@ class Recorder:
         self._total_steps = total_steps
         self._validate = validate
         self._draw = draw
-        self._window: list[dict[str, Array]] = []
-        self._window_start = time.monotonic()
+        self._saver = Saver(workdir)
+        self.restart(step)
         self._tensorboard = _tensorboard_writer(workdir)
-        self._steps, self._start = 0, time.monotonic()
+        self._steps = 0
+
+    def restart(self, step: int) -> None:
+        """Starts to write down what comes after `step`, and drops what was written of that."""
+        self._workdir.records.truncate_metrics(step)
+        records = self._workdir.records.read_metrics()
+        self._watch = Watch(x["train/nelbo"] for x in records if "train/nelbo" in x)
+        self._window: list[dict[str, Array]] = []
+        self._save_is_due = False
+        self._validated: tuple[int, float | None] = (0, None)  # the last step, and its NELBO
+        self.restart_clock()
+
+    def is_due(self, step: int) -> bool:
+        """Whether more than counting is to be done after `step`."""
+        training = self._training
+        intervals = (
+            training.log_interval,
+            training.eval_interval,
+            training.picture_interval,
+            training.checkpoint_interval,
+        )
+        return any(self._is_due(step, interval) for interval in intervals)
+
+    def skipped(self, step: int, metrics: dict[str, Array], index: Array) -> None:
+        """Looks whether update `step` was left out, of the images with these indices.
+
+        Raises:
+          DivergenceError: too many were, one after the other.
+        """
+        if int(metrics["skipped"]):
+            names = ", ".join(map(str, np.sort(on_host(index))[:SHOWN]))
+            self._workdir.log(
+                f"step {step:,}: the update is left out (NELBO {float(metrics['nelbo']):.6g} nats, "
+                f"norm of the gradient {float(metrics['gradient_norm']):.3g}); images {names}, …"
+            )
+        # At the end there is no later one that could show that it was but a few.
+        most = min(2, self._training.max_skipped) if step == self._total_steps else None
+        self._watch.skipped(
+            step, int(metrics["skipped_in_a_row"]), most or self._training.max_skipped
+        )
 
     def record(self, step: int, metrics: dict[str, Array], state: TrainState) -> None:
         """Takes the metrics of step number `step`, counted from 1, and does what is due then.
 
-        Raises: FloatingPointError if the loss is not finite any more.
+        Raises:
+          DivergenceError: the run cannot go on from this state.
         """
         self._window.append(metrics)
         self._steps += 1
@@ -70,20 +115,22 @@ class Recorder:
             self._estimate(step, metrics)
         if self._is_due(step, self._training.log_interval):
             self._log(step)
+            self._saver.retry(step, state)
         if self._is_due(step, self._training.eval_interval):
             with self._off_the_clock():
                 self._validation(step, state)
         if self._is_due(step, self._training.picture_interval):
             with self._off_the_clock():
                 self._pictures(step, state)
-        if self._is_due(step, self._training.checkpoint_interval):
+        self._save_is_due |= self._is_due(step, self._training.checkpoint_interval)
+        if self._save_is_due and (step == self._total_steps or self._is_sound(metrics)):
             with self._off_the_clock():
-                self._save(step, metrics, state)
+                self._save(step, state)
 
     def interrupt(self, step: int, metrics: dict[str, Array], state: TrainState) -> None:
-        """Saves `step`, if that is not done yet and its loss is finite, and closes what is open."""
-        if self._workdir.checkpoints.latest_step() != step:
-            self._save(step, metrics, state)
+        """Saves `step`, if that is not done yet and it is sound, and closes what is open."""
+        if self._is_sound(metrics):
+            self._saver.complete(step, state)
         saved = self._workdir.checkpoints.latest_step()
         self._close()
         self._workdir.log(
@@ -140,17 +187,14 @@ class Recorder:
             )
 
     def _log(self, step: int) -> None:
-        means: dict[str, Any] = mean_metrics(self._window)
-        steps_per_second = len(self._window) / (time.monotonic() - self._window_start)
-        self._window = []
+        window, self._window = self._window, []
+        steps_per_second = len(window) / (time.monotonic() - self._window_start)
         self._window_start = time.monotonic()
-        if not math.isfinite(means["loss"]):
-            raise FloatingPointError(
-                f"the loss is {means['loss']} at or before step {step}. Checkpoints from before "
-                f"are kept. What helps: --config.training.gradient_clip=200, a lower "
-                "--config.training.learning_rate, a higher --config.training.regularization, or a "
-                f"larger batch, each with {ACCEPT} to go on with this run."
-            )
+        applied = [metrics for metrics in window if not int(metrics["skipped"])]
+        if not applied:
+            return
+        means: dict[str, Any] = mean_metrics(applied)
+        means |= {"skipped": len(window) - len(applied)}
         images_per_second = steps_per_second * self._training.batch_size
         speed = {"steps_per_second": steps_per_second, "images_per_second": images_per_second}
         self._write(step, flatten_metrics(means | speed, "train", self._image.num_dimensions))
@@ -160,8 +204,11 @@ class Recorder:
             f"NELBO {self._in_both_units(means['nelbo'])} = {means['reconstruction']:.1f} + "
             f"KL {means['kl']:.1f} (weight {means['kl_weight']:.2f})  "
             f"{steps_per_second:.2f} steps/s, {images_per_second:.0f} images/s, "
-            f"{_duration(left)} left"
+            f"{_duration(left)} left{self._saver.note}"
         )
+        # On CPU, what is left between the blocks of memory in use grows with time.
+        give_back_freed_memory()
+        self._watch.window(step, float(means["nelbo"]))
 
     def _validation(self, step: int, state: TrainState) -> None:
         means = self._validate(state.eval_variables)
@@ -172,17 +219,32 @@ class Recorder:
             f"{means['reconstruction']:.1f} + KL {means['kl']:.1f}, "
             f"{len(self._dataset.test):,} images"
         )
+        self._watch.validation(step, float(means["nelbo"]))
+        self._validated = step, float(means["nelbo"])
 
     def _pictures(self, step: int, state: TrainState) -> None:
-        for name, rows in self._draw(state.eval_variables).items():
+        try:
+            pictures = self._draw(state.eval_variables)
+        except FloatingPointError as error:
+            raise DivergenceError(step, str(error)) from error
+        for name, rows in pictures.items():
             columns, images = rows.shape[1], rows.reshape(-1, *rows.shape[2:])
             self._workdir.save_picture(f"{name}_{step:06d}", images, columns)
             if self._tensorboard:
                 self._tensorboard.write_images(step, {name: image_grid(images, columns)[None]})
 
-    def _save(self, step: int, metrics: dict[str, Array], state: TrainState) -> None:
-        if math.isfinite(metrics["loss"]):  # else the next log stops the run
-            self._workdir.checkpoints.save(step, state, {"step": step})
+    def _is_sound(self, metrics: dict[str, Array]) -> bool:
+        """Whether to go back to this state, should there be trouble later."""
+        return not (self._watch.suspicious or int(metrics["skipped"]))
+
+    def _save(self, step: int, state: TrainState) -> None:
+        self._save_is_due = False
+        validated, nelbo = self._validated
+        nelbo = nelbo if validated == step else None
+        if step == self._total_steps:
+            self._saver.complete(step, state, nelbo)
+        else:
+            self._saver.save(step, state, nelbo)
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         self._workdir.records.write_metrics(step, values)

@@ -13,6 +13,7 @@ from jax import Array
 
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.nvae import NVAE
+from nvae_jax.training.guard import Health
 
 
 @flax.struct.dataclass
@@ -27,6 +28,7 @@ class TrainState:
       batch_stats: the running statistics of batch norm.
       opt_state: the optimiser's state, by the names of `make_links`.
       ema_params: averaged parameters; None: the run keeps none.
+      health: what the run remembers of its troubles.
     """
 
     seed: Array
@@ -35,6 +37,7 @@ class TrainState:
     batch_stats: Any
     opt_state: Any
     ema_params: Any
+    health: Any = flax.struct.field(default_factory=Health.fresh)
 
     @property
     def eval_variables(self) -> dict:
@@ -73,4 +76,5 @@ def init_state(
         batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(params),
         ema_params=params if ema else None,
+        health=Health.fresh(),
     )

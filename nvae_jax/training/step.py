@@ -15,6 +15,7 @@ from nvae_jax.config.training import TrainingConfig
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.nvae import NVAE
 from nvae_jax.model.tower import loop_unroll
+from nvae_jax.training.guard import after_update, all_finite, easing, guarded, within_band
 from nvae_jax.training.metrics import step_metrics
 from nvae_jax.training.objective import (
     balance_targets,
@@ -62,6 +63,9 @@ def make_train_step(
     balancing of the KL are those of the global batch. Randomness depends on the seed and the step
     alone, both of the state. See `step_metrics` for the metrics.
 
+    An update of which anything is not finite, or whose gradient is an outlier where the run has a
+    `skip_threshold`, is counted and left out: all but step and health stay as they were.
+
     With `training.accumulation_steps` = A, one update sees A parts of B / A images one after the
     other. Batch norm and the balancing of the KL work on a part; gradient, metrics and the change
     of the running statistics are the parts' means. Spectral regularisation, batch-norm penalty and
@@ -81,7 +85,8 @@ def make_train_step(
     def train_step(state: TrainState, x: Array) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         beta = kl_weight(state.step, total_steps, training.kl_warmup, training.kl_constant)
-        regularization = regularization_weight(training, beta)
+        ease = easing(state.health)
+        regularization = regularization_weight(training, beta) / ease
 
         gradient, (metrics, batch_stats) = mean_over_parts(
             lambda x, key: gradient_of_loss(state.params, state.batch_stats, x, key, beta),
@@ -93,7 +98,9 @@ def make_train_step(
         updates, opt_state = optimizer.update(
             gradient, state.opt_state, state.params, regularization=regularization
         )
+        updates = jax.tree.map(lambda u: ease * u, updates)
         params, ema_params = apply_updates(training, updates, state.params, state.ema_params)
+        norm = optax.tree.norm(gradient)
         spectral, batch_norm = opt_state["spectral"].penalty, opt_state["batch_norm"].penalty
         metrics |= {
             "loss": metrics["loss"] + regularization * (spectral + batch_norm),
@@ -101,12 +108,17 @@ def make_train_step(
             "batch_norm_penalty": batch_norm,
             "regularization": jnp.asarray(regularization, jnp.float32),
             "kl_weight": beta,
-            "learning_rate": schedule(state.step),
-            "gradient_norm": optax.tree.norm(gradient),
+            "learning_rate": ease * schedule(state.step),
+            "gradient_norm": norm,
         }
-        new_state = TrainState(
-            state.seed, state.step + 1, params, batch_stats, opt_state, ema_params
-        )
+        old = state.params, state.batch_stats, state.opt_state, state.ema_params
+        new = params, batch_stats, opt_state, ema_params
+        applied = all_finite((new, metrics["loss"])) & within_band(training, state.health, norm)
+        step = state.step + 1
+        health = after_update(training, state.health, step, norm, applied)
+        metrics |= {"skipped": 1 - applied.astype(jnp.int32), "skipped_in_a_row": health.skipped}
+        params, batch_stats, opt_state, ema_params = guarded(old, new, applied)
+        new_state = TrainState(state.seed, step, params, batch_stats, opt_state, ema_params, health)
         return new_state, metrics
 
     return train_step

@@ -34,6 +34,7 @@ from nvae_jax.workdir.lock import locked
 from nvae_jax.workdir.manifest import Manifest, load_manifest, manifest_changes, save_manifest
 from nvae_jax.workdir.pictures import png
 from nvae_jax.workdir.records import Records
+from nvae_jax.workdir.retention import Keep
 from nvae_jax.workdir.rows import Rows
 
 __all__ = ["Workdir"]
@@ -44,7 +45,7 @@ class Workdir:
 
     Args:
       path: the folder, also in a bucket (gs://bucket/run).
-      max_to_keep: how many checkpoints to keep, always the latest ones.
+      keep: which checkpoints to keep.
       results: where everything but the configuration and checkpoints is written; None: in `path`.
 
     Attributes:
@@ -60,13 +61,16 @@ class Workdir:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        max_to_keep: int = 3,
+        keep: Keep = Keep(),  # noqa: B008 - it is frozen
         results: str | os.PathLike[str] | None = None,
     ):
         self.path: epath.Path = files.folder_path(path)
         is_folder = self.path.is_dir() or not self.path.exists()
         require("--workdir", os.fspath(path), is_folder, "a folder, or a new name")
-        self.checkpoints = Checkpoints(self.path / "checkpoints", max_to_keep)
+        # Orbax takes them for a pattern of names, and drops the arrays that it saves there.
+        plain = not set("[]") & set(os.fspath(self.path))
+        require("--workdir", os.fspath(self.path), plain, "a path without [ and ]")
+        self.checkpoints = Checkpoints(self.path / "checkpoints", keep)
         self.results = self.path if results is None else files.folder_path(results)
         self.records = Records(self.results)
         self._images = self.path / "images.json.gz"

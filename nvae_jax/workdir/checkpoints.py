@@ -1,22 +1,35 @@
-"""Checkpoints of a run, by Orbax."""
+"""Checkpoints of a run, by Orbax: verified after they are written and when they are read."""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import sys
-import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from nvae_jax.errors import ConfigError, reading, require, writing
+from nvae_jax.errors import ConfigError, writing
+from nvae_jax.workdir.integrity import (
+    DamagedError,
+    NotFiniteError,
+    checksums,
+    differences,
+    first_few,
+    named,
+    not_finite,
+)
+from nvae_jax.workdir.orbax import open_manager, reading_checkpoint
+from nvae_jax.workdir.retention import Keep
 
-_OTHER_READS = 1.0  # seconds in which the threads of a failed reading end
+T = TypeVar("T")
+
+NELBO = "validation_nelbo"  # what the metadata call it, if the state was validated
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of Orbax's folders
 
 
 class Checkpoints:
@@ -24,14 +37,14 @@ class Checkpoints:
 
     Args:
       folder: on a disk or in a bucket.
-      max_to_keep: how many checkpoints to keep, always the latest ones.
+      keep: which of them to keep.
     """
 
-    def __init__(self, folder: epath.Path, max_to_keep: int):
-        require("max_to_keep", max_to_keep, max_to_keep > 0, "1 or more")
+    def __init__(self, folder: epath.Path, keep: Keep = Keep()):  # noqa: B008 - it is frozen
         self.folder = folder
-        self._max_to_keep = max_to_keep
+        self._keep = keep
         self._manager: ocp.CheckpointManager | None = None
+        self._unverified: int | None = None
 
     def save(self, step: int, state: Any, metadata: Mapping[str, Any]) -> None:
         """Starts to save a checkpoint, and returns while it is being written.
@@ -46,19 +59,27 @@ class Checkpoints:
           metadata: an object with a JSON form; the first process's is written.
 
         Raises:
-          ConfigError: the checkpoint cannot be written.
+          ConfigError: the checkpoint cannot be written, or the one before is not as it was saved.
+          NotFiniteError: the state is not finite; nothing is saved.
           ValueError: `step` is not after the latest checkpoint's.
           TypeError: `metadata` has no JSON form.
         """
         latest = self.latest_step()
         if latest is not None and step <= latest:
             raise ValueError(f"step {step} is not after the latest checkpoint's, {latest}")
+        if bad := not_finite(state):
+            raise NotFiniteError(f"step {step} is not finite in {first_few(bad)}; allowed: numbers")
         # A copy, because the caller may change its own while this one is being written.
         metadata = json.loads(json.dumps(metadata))
-        items = {"state": ocp.args.PyTreeSave(state), "metadata": ocp.args.JsonSave(metadata)}
+        items = {
+            "state": ocp.args.PyTreeSave(state),
+            "metadata": ocp.args.JsonSave(metadata),
+            "checksums": ocp.args.JsonSave(checksums(state)),
+        }
         # By force, because the caller decides when to save; Orbax would skip steps silently.
         with writing(self.folder):
             self._open().save(step, args=ocp.args.Composite(**items), force=True)
+        self._unverified = step
 
     def restore(
         self,
@@ -68,7 +89,7 @@ class Checkpoints:
         partial: bool = False,
         optional: str | None = None,
     ) -> tuple[Any, dict[str, Any]]:
-        """Restores a checkpoint onto the devices that `abstract_state` names.
+        """Restores a checkpoint onto the devices that `abstract_state` names, and verifies it.
 
         Args:
           abstract_state: a pytree of `jax.ShapeDtypeStruct` with shardings, over any devices.
@@ -81,118 +102,204 @@ class Checkpoints:
           `(state, metadata)`; `state` has the structure of `abstract_state`.
 
         Raises:
-          ConfigError: there is no such checkpoint, it has other entries, shapes or dtypes, or an
-            entry of `abstract_state` has no sharding; the message names the first ones.
+          ConfigError: there is no such checkpoint.
+          DamagedError: its files are broken, an array is not what was saved, or the checkpoint has
+            other entries, shapes or dtypes than `abstract_state`; the message names the first ones.
+          NotFiniteError: it holds numbers that are not finite; the message names the arrays.
         """
         latest, manager = self.latest_step(), self._open()
         step = latest if step is None else step
-        if step is None or step not in manager.all_steps():
-            steps = ", ".join(map(str, manager.all_steps()))
+        if step is None or step not in self.steps():
+            steps = ", ".join(map(str, self.steps()))
             raise ConfigError(
                 f"{manager.directory} has no checkpoint{'' if step is None else f' {step}'}; "
                 f"allowed: {steps or 'a folder with checkpoints'}"
             )
+        where = f"checkpoint {step} in {manager.directory}"
         with self._reading(step):
-            saved = manager.metadata(step).item_metadata["state"].tree
-        if differences := _differences(saved, abstract_state, partial, optional):
-            where = f"checkpoint {step} in {manager.directory}"
-            title = f"{where} is not as wanted in {len(differences)} places, the first of them:"
-            raise ConfigError(f"{title} {'; '.join(differences[:5])}")
+            saved = manager.metadata(step).item_metadata
+            tree, has_checksums = saved["state"].tree, saved.get("checksums") is not None
+        if found := differences(tree, abstract_state, partial, optional):
+            title = f"{where} is not as wanted in {len(found)} places, the first of them:"
+            raise DamagedError(f"{title} {'; '.join(found[:5])}")
         placed = ocp.checkpoint_utils.construct_restore_args(abstract_state)
         arrays = ocp.args.PyTreeRestore(
             abstract_state, placed, partial_restore=partial or optional is not None
         )
-        items = ocp.args.Composite(state=arrays, metadata=ocp.args.JsonRestore())
+        items = {"state": arrays, "metadata": ocp.args.JsonRestore()}
+        if has_checksums:  # earlier versions wrote none
+            items["checksums"] = ocp.args.JsonRestore()
         with self._reading(step):
-            restored = manager.restore(step, args=items)
+            restored = manager.restore(step, args=ocp.args.Composite(**items))
+        if has_checksums:
+            self._compare(step, restored.checksums, checksums(restored.state))
+        if bad := not_finite(restored.state):
+            raise NotFiniteError(
+                f"{where} is not finite in {first_few(bad)}; allowed: a finite one"
+            )
         return restored.state, restored.metadata
+
+    def newest(
+        self, read: Callable[[int], T], *skipped: type[ConfigError]
+    ) -> tuple[T, list[ConfigError]]:
+        """What `read` makes of the newest checkpoint that it can read.
+
+        Args:
+          read: reads the checkpoint of a step.
+          *skipped: its errors at which an older one is tried.
+
+        Returns: that, and what was wrong with the checkpoints after it.
+
+        Raises:
+          ConfigError: there is no checkpoint, or none that can be read.
+        """
+        errors: list[ConfigError] = []
+        for step in sorted(self.steps(), reverse=True):
+            try:
+                return read(step), errors
+            except skipped as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        raise ConfigError(f"{self.folder} has no checkpoint; allowed: a folder with checkpoints")
+
+    def set_aside(self, steps: Iterable[int]) -> list[epath.Path]:
+        """Moves checkpoints out of the way, and returns where they are then."""
+        self.abandon()
+        places, steps = [], sorted(steps)
+        for step in steps:
+            place = self.folder.parent / "damaged" / str(step)
+            while place.exists():
+                place = place.with_name(f"{place.name}_again")
+            places.append(place)
+            if jax.process_index() == 0:
+                with writing(place):
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    (self.folder / str(step)).rename(place)
+        if steps and jax.process_count() > 1:
+            ocp.multihost.sync_global_processes(f"set aside {steps}")
+        return places
 
     def entries(self, step: int) -> set[str]:
         """The dotted names of the arrays in a checkpoint."""
         self.wait()
         with self._reading(step):
-            return set(_named(self._open().metadata(step).item_metadata["state"].tree))
+            return set(named(self._open().metadata(step).item_metadata["state"].tree))
+
+    def steps(self) -> list[int]:
+        """The checkpoints' steps, after waiting for the save in progress."""
+        return [step for step in self._folders() if self._is_checkpoint(step)]
+
+    def strays(self) -> list[int]:
+        """The steps of which there is a folder without a checkpoint in it."""
+        return [step for step in self._folders() if not self._is_checkpoint(step)]
 
     def latest_step(self) -> int | None:
         """The latest checkpoint's step, or None, after waiting for the save in progress."""
-        self.wait()
-        if self._manager is None and not self.folder.exists():  # opening would create it
-            return None
-        return self._open().latest_step()
+        return max(self.steps(), default=None)
 
-    def wait(self) -> None:
-        """Waits for the save in progress, if any, and raises its error if it failed."""
+    def check(self) -> None:
+        """Raises the error of the save in progress, if it has failed already; does not wait."""
         if self._manager is not None:
             with writing(self.folder):
-                self._manager.wait_until_finished()
+                self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Waits for the save in progress, if any, verifies it, and deletes what it replaces.
+
+        Raises:
+          ConfigError: it could not be written.
+          DamagedError: what was read back is not what was saved.
+        """
+        if self._manager is None:
+            return
+        with writing(self.folder):
+            self._manager.wait_until_finished()
+        if self._unverified is not None:
+            step, self._unverified = self._unverified, None
+            try:
+                self._verify(step)
+            except DamagedError as error:
+                (place,) = self.set_aside([step])
+                raise DamagedError(f"{error}; it is in {os.fspath(place)} now") from error
+            self._prune()
 
     def close(self) -> None:
-        """Waits for the save in progress and ends Orbax's threads."""
-        if self._manager is not None:
-            self._manager.close()
-            self._manager = None
+        """Waits for the save in progress as `wait` does, and ends Orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            self.abandon()
 
-    @contextlib.contextmanager
-    def _reading(self, step: int) -> Iterator[None]:
-        """Refuses damaged files.
+    def abandon(self) -> None:
+        """Ends Orbax's threads, whatever became of the save in progress."""
+        manager, self._manager, self._unverified = self._manager, None, None
+        if manager is not None:
+            with contextlib.suppress(Exception):  # the save's, which `wait` has raised or will not
+                manager.close()
 
-        After the first array that cannot be read, the threads that read others print a traceback
-        each; what is printed before the refusal is dropped.
-        """
-        # What Orbax raises for damaged files.
-        broken = (ValueError, KeyError, AttributeError, TypeError)
-        printed = io.StringIO()
-        folder = self.folder / str(step)
-        refusing = reading("the checkpoint", folder, "a whole one", *broken)
-        with refusing, contextlib.redirect_stderr(printed):
-            try:
-                yield
-            except (OSError, *broken):
-                time.sleep(_OTHER_READS)
-                raise
-        sys.stderr.write(printed.getvalue())
+    def remove_unfinished(self) -> None:
+        """Removes what saves have left that were killed or failed, by the process that trains."""
+        if jax.process_index() == 0 and self.folder.exists():
+            for path in self.folder.iterdir():
+                if _UNFINISHED in path.name:
+                    with writing(path):
+                        path.rmtree(missing_ok=True)
+
+    def _folders(self) -> list[int]:
+        self.wait()
+        if self._manager is None and not self.folder.exists():  # opening would create it
+            return []
+        return list(self._open().all_steps())
+
+    def _is_checkpoint(self, step: int) -> bool:
+        return (self.folder / str(step) / "state").exists()
+
+    def _verify(self, step: int) -> None:
+        """Reads a checkpoint back into the host's memory."""
+        manager = self._open()
+        with self._reading(step):
+            tree = manager.metadata(step).item_metadata["state"].tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            items = ocp.args.Composite(
+                state=ocp.args.PyTreeRestore(restore_args=as_numpy),
+                checksums=ocp.args.JsonRestore(),
+            )
+            restored = manager.restore(step, args=items)
+        self._compare(step, restored.checksums, checksums(restored.state))
+
+    def _compare(self, step: int, saved: Mapping[str, int], read: Mapping[str, int]) -> None:
+        changed = [name for name, value in read.items() if saved.get(name) != value]
+        if changed:
+            raise DamagedError(
+                f"checkpoint {step} in {self.folder} is damaged: {len(changed)} of {len(read)} "
+                f"arrays are not what was saved ({first_few(changed)}); allowed: a whole one"
+            )
+
+    def _prune(self) -> None:
+        manager = self._open()
+        steps = list(manager.all_steps())
+        for step in set(steps) - self._keep.chosen(steps, self._nelbo(steps)):
+            with writing(self.folder):
+                manager.delete(step)
+
+    def _nelbo(self, steps: list[int]) -> dict[int, float]:
+        """The validation NELBO of those checkpoints that have one."""
+        if not self._keep.best:
+            return {}
+        found = {}
+        for step in steps:
+            items = ocp.args.Composite(metadata=ocp.args.JsonRestore())
+            with contextlib.suppress(DamagedError), self._reading(step):
+                metadata = self._open().restore(step, args=items).metadata
+                if NELBO in metadata:
+                    found[step] = metadata[NELBO]
+        return found
+
+    def _reading(self, step: int) -> contextlib.AbstractContextManager[None]:
+        return reading_checkpoint(self.folder / str(step))
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
-            # Orbax can tell what a checkpoint holds only for handlers it knows beforehand.
-            registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-            arrays, json_object = ocp.PyTreeCheckpointHandler(), ocp.JsonCheckpointHandler()
-            registry.add("state", ocp.args.PyTreeSave, arrays)
-            registry.add("state", ocp.args.PyTreeRestore, arrays)
-            registry.add("metadata", ocp.args.JsonSave, json_object)
-            registry.add("metadata", ocp.args.JsonRestore, json_object)
-            latest = ocp.checkpoint_managers.LatestN(self._max_to_keep)
-            with writing(self.folder):
-                self._manager = ocp.CheckpointManager(
-                    self.folder,
-                    options=ocp.CheckpointManagerOptions(preservation_policy=latest),
-                    handler_registry=registry,
-                )
+            self._manager = open_manager(self.folder)
         return self._manager
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    """Returns a tree's leaves by their dotted names; a field and a dict's key read the same."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
-def _differences(saved: Any, wanted: Any, partial: bool, optional: str | None) -> list[str]:
-    """Lists where the tree of arrays `wanted` asks for what `saved` does not hold."""
-    held, asked = _named(saved), _named(wanted)
-    differences = []
-    for name, leaf in asked.items():
-        if name not in held:
-            differences.append(f"{name} is not saved")
-        elif (has := _kind(held[name])) != (wants := _kind(leaf)):
-            differences.append(f"{name} is {has}; wanted: {wants}")
-        elif leaf.sharding is None:
-            differences.append(f"{name} is wanted without a sharding")
-    if not partial:
-        unwanted = [name for name in held if name not in asked and name.split(".")[0] != optional]
-        differences += [f"{name} is saved but not wanted" for name in unwanted]
-    return differences
-
-
-def _kind(array: Any) -> str:
-    return f"{array.dtype}{list(array.shape)}"

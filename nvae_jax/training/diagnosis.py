@@ -1,0 +1,102 @@
+"""What went wrong first in a run that cannot go on, as a report for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax import Array
+
+from nvae_jax.config.training import TrainingConfig
+from nvae_jax.model.architecture import ModelConfig
+from nvae_jax.training.program import Batch, batch_pixels
+from nvae_jax.training.state import TrainState
+from nvae_jax.training.step import make_loss
+from nvae_jax.workdir.integrity import not_finite, on_host
+
+REMEDIES = (
+    "--config.training.gradient_clip=200, a lower --config.training.learning_rate, a higher "
+    "--config.training.regularization, --config.training.skip_threshold=6, or a larger batch"
+)
+_DEPTH = 3  # names of modules from the outside in
+_SHOWN = 12
+
+
+def diagnose(
+    config: ModelConfig, training: TrainingConfig, state: TrainState, batch: Batch, flip: bool
+) -> str:
+    """The report on the last sound state of a run and the images of the update that failed.
+
+    Args:
+      config: the model's configuration.
+      training: how the run is trained.
+      state: the state.
+      batch: the images, as in `Program.batch`.
+      flip: as in `make_program`.
+    """
+    loss = make_loss(config, training)
+
+    @jax.jit
+    def measure(params: Any, batch_stats: Any, batch: Batch, seed: Array, step: Array) -> Any:
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        x = batch_pixels(config.image, batch, seed, flip)
+        gradient = jax.grad(loss, has_aux=True)(params, batch_stats, x, key, jnp.float32(1))
+        return gradient, (x.min(), x.max())
+
+    # The update that failed is the one before this step.
+    arguments = state.params, state.batch_stats, batch, state.seed, state.step - 1
+    (gradient, (metrics, statistics)), (lowest, highest) = measure(*arguments)
+    lines = [
+        f"After step {int(state.step):,}, with the state before it and the images of that update:",
+        f"  pixels              {float(lowest):.3g} to {float(highest):.3g}",
+        *(
+            f"  {name:<19} {float(metrics[name]):.6g} nats per image"
+            for name in ("nelbo", "reconstruction", "kl")
+        ),
+        "  KL by group, from the top: "
+        + " ".join(f"{value:.3g}" for value in np.asarray(metrics["group_kl"])),
+    ]
+    sections = {
+        "parameters": state.params,
+        "batch-norm statistics": state.batch_stats,
+        "state of the optimiser": state.opt_state,
+        "gradient": gradient,
+        "updated batch-norm statistics": statistics,
+    }
+    for title, tree in sections.items():
+        names = not_finite(tree)
+        lines.append(f"Not finite in the {title}: {len(names)} arrays")
+        lines += [f"  {name}" for name in names[:_SHOWN]]
+    lines.append("Largest gradients by module (norm of the gradient, norm of the parameters):")
+    lines += _largest(gradient, state.params)
+    scales = [x for path, x in flatten_dict(state.params).items() if path[-1] == "scale"]
+    variances = [x for path, x in flatten_dict(state.batch_stats).items() if path[-1] == "var"]
+    lines.append(f"Batch norm: scales {_range(scales)}; running variances {_range(variances)}")
+    lines.append(f"What helps: {REMEDIES}.")
+    return "\n".join(lines) + "\n"
+
+
+def _largest(gradient: Any, params: Any) -> list[str]:
+    norms: dict[str, list[float]] = {}
+    for column, tree in enumerate((gradient, params)):
+        for path, leaf in flatten_dict(tree).items():
+            squares = norms.setdefault(".".join(path[:_DEPTH]), [0.0, 0.0])
+            squares[column] += float(np.square(on_host(leaf), dtype=np.float64).sum())
+
+    def key(item: tuple[str, list[float]]) -> float:
+        value = item[1][0]
+        return -np.inf if np.isnan(value) else -value
+
+    rows = sorted(norms.items(), key=key)[:_SHOWN]
+    return [f"  {name:<40} {g**0.5:10.3g} {p**0.5:10.3g}" for name, (g, p) in rows]
+
+
+def _range(arrays: Iterable[Any]) -> str:
+    values = [on_host(array) for array in arrays]
+    if not values:
+        return "none"
+    return f"{min(map(np.min, values)):.3g} to {max(map(np.max, values)):.3g}"

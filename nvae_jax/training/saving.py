@@ -1,0 +1,93 @@
+"""Saving a run's state, where a disk may be full and a bucket out of reach for a while."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nvae_jax.errors import ConfigError
+from nvae_jax.training.state import TrainState
+from nvae_jax.workdir import Workdir
+from nvae_jax.workdir.checkpoints import NELBO
+from nvae_jax.workdir.integrity import NotFiniteError
+
+
+class Saver:
+    """Saves checkpoints, and goes on when one fails.
+
+    Args:
+      workdir: the run's folder.
+    """
+
+    def __init__(self, workdir: Workdir):
+        self._workdir = workdir
+        self._failed: int | None = None  # the step of the save that failed
+
+    @property
+    def note(self) -> str:
+        """For every line about progress: that the last save failed, or nothing."""
+        if self._failed is None:
+            return ""
+        return f"  THE CHECKPOINT OF STEP {self._failed:,} IS NOT SAVED"
+
+    def retry(self, step: int, state: TrainState) -> None:
+        """Looks whether the last save has failed, and tries again if it has."""
+        try:
+            self._workdir.checkpoints.check()
+        except ConfigError as error:
+            self._fail(step, error)
+        if self._failed is not None:
+            self.save(step, state)
+
+    def save(self, step: int, state: TrainState, nelbo: float | None = None) -> None:
+        """Starts to save a state, which is being written when this returns.
+
+        If it fails, or the save before it did, the log says so, and `retry` tries again.
+
+        Args:
+          step: the state's.
+          state: of the run.
+          nelbo: of the state's validation; None: there is none.
+        """
+        metadata: dict[str, Any] = {"step": step} | ({} if nelbo is None else {NELBO: nelbo})
+        for _ in range(2):  # the first time, the error may be that of the save before
+            try:
+                self._workdir.checkpoints.save(step, state, metadata)
+            except NotFiniteError:
+                raise
+            except ConfigError as error:
+                self._fail(step, error)
+            else:
+                self._failed = None
+                return
+
+    def complete(self, step: int, state: TrainState, nelbo: float | None = None) -> None:
+        """Saves a state, if it is not saved yet, and waits until it is verified.
+
+        Raises:
+          ConfigError: it cannot be written.
+        """
+        checkpoints = self._workdir.checkpoints
+        try:
+            saved = checkpoints.latest_step() == step
+        except ConfigError as error:
+            self._fail(step, error)
+            saved = False
+        if not saved:
+            self.save(step, state, nelbo)
+        checkpoints.close()
+        if checkpoints.latest_step() != step:
+            raise ConfigError(
+                f"{checkpoints.folder} cannot be written: step {step:,} is not saved; allowed: a "
+                "place with space that this user may write to"
+            )
+
+    def _fail(self, step: int, error: ConfigError) -> None:
+        checkpoints = self._workdir.checkpoints
+        checkpoints.abandon()
+        checkpoints.remove_unfinished()
+        if self._failed is None:
+            self._workdir.log(
+                f"step {step:,}: a checkpoint is not saved ({error}); training goes on and tries "
+                "again"
+            )
+        self._failed = step

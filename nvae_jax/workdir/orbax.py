@@ -1,0 +1,62 @@
+"""Orbax as checkpoints use it: what they are made of, and what it does where files are damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+
+import orbax.checkpoint as ocp
+from etils import epath
+
+from nvae_jax.errors import reading, reason, writing
+from nvae_jax.workdir.integrity import DamagedError
+
+_OTHER_READS = 1.0  # seconds in which the threads of a failed reading end
+# What Orbax raises for damaged files.
+_BROKEN = (FileNotFoundError, ValueError, KeyError, AttributeError, TypeError)
+
+
+def open_manager(folder: epath.Path) -> ocp.CheckpointManager:
+    """The manager of a folder, which deletes nothing of itself.
+
+    A checkpoint has the items `state` (arrays), `metadata` and `checksums` (JSON).
+    """
+    # Orbax can tell what a checkpoint holds only for handlers it knows beforehand.
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    arrays, json_object = ocp.PyTreeCheckpointHandler(), ocp.JsonCheckpointHandler()
+    registry.add("state", ocp.args.PyTreeSave, arrays)
+    registry.add("state", ocp.args.PyTreeRestore, arrays)
+    for name in ("metadata", "checksums"):
+        registry.add(name, ocp.args.JsonSave, json_object)
+        registry.add(name, ocp.args.JsonRestore, json_object)
+    with writing(folder):
+        return ocp.CheckpointManager(
+            folder, options=ocp.CheckpointManagerOptions(), handler_registry=registry
+        )
+
+
+@contextlib.contextmanager
+def reading_checkpoint(folder: epath.Path) -> Iterator[None]:
+    """Turns what Orbax raises for damaged files into a `DamagedError`.
+
+    After the first array that cannot be read, the threads that read others print a traceback each;
+    what is printed before the refusal is dropped.
+    """
+    printed = io.StringIO()
+    with reading("the checkpoint", folder, "a whole one"), contextlib.redirect_stderr(printed):
+        try:
+            yield
+        except _BROKEN as error:
+            # Reads that nobody waits for any more would be reported when they are collected.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+            time.sleep(_OTHER_READS)
+            raise DamagedError(
+                f"the checkpoint {os.fspath(folder)} cannot be read ({reason(error)}); "
+                "allowed: a whole one"
+            ) from error
+    sys.stderr.write(printed.getvalue())

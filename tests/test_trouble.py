@@ -1,0 +1,245 @@
+"""Runs whose updates fail go on, go back or end with a report; none is lost or wrongly done.
+
+With the stand-in update of `stand_in.py`, of which every applied one adds 1 to all parameters. Runs
+have nine steps and a checkpoint after every third.
+"""
+
+import errno
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from stand_in import ACCEPT, FAULTS, arrays, users
+
+from nvae_jax.errors import ConfigError
+from nvae_jax.workdir import Workdir
+from nvae_jax.workdir.checkpoints import Checkpoints
+
+SAVES = "--config.training.checkpoint_interval=3"
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory):
+    yield from users(tmp_path_factory.mktemp("user"))
+
+
+@pytest.fixture(autouse=True)
+def faults():
+    yield FAULTS
+    for kind in FAULTS.values():
+        kind.clear()
+
+
+class Killed(BaseException):
+    """In place of SIGKILL: nothing that comes after it is done."""
+
+
+class KilledAt:
+    """Ends a run after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def requested(self, step):
+        if step == self.step:
+            raise Killed
+
+
+def applied(user, run):
+    """How many updates the last checkpoint has; all checkpoints are finite."""
+    checkpoints = Workdir(run).checkpoints
+    for step in checkpoints.steps():
+        for name in ("params", "opt_state", "batch_stats"):
+            assert all(np.isfinite(x).all() for x in arrays(run, step, name).values())
+    (value,) = {x for array in arrays(run, 9, "params").values() for x in np.unique(array)}
+    return value
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("steps", [[1], [4], [3], [9], [3, 4, 5]])
+def test_single_updates_are_left_out(user, faults, request, steps, value):
+    faults["once"] |= dict.fromkeys(steps, value)
+    run = re.sub(r"\W+", "_", request.node.name)
+    output = user.train(run, SAVES, own=True)
+    assert "done, 9 steps" in output
+    assert output.count("the update is left out") == len(steps)
+    for step in steps:
+        assert f"step {step}: the update is left out" in output
+    assert "going back" not in output
+    assert applied(user, run) == 9 - len(steps)
+    assert [r["step"] for r in Workdir(run).records.read_metrics() if "train/nelbo" in r] == [
+        step for step in range(1, 10) if step not in steps
+    ]
+
+
+def test_many_in_a_row_make_the_run_go_back(user, faults):
+    faults["once"] |= dict.fromkeys(range(4, 9), NAN)
+    output = user.train("back", SAVES, own=True)
+    assert (
+        "5 updates in a row are not finite at step 8: going back to step 3, with other draws and "
+        "images in another order, the learning rate times 0.5"
+    ) in output
+    assert "done, 9 steps" in output
+    assert applied(user, "back") == 9
+    assert user.steps("back") == [*range(1, 10)]
+    health = {k.split("'")[1]: int(v) for k, v in arrays("back", 9, "health").items()}
+    assert (health["rollbacks"], health["recent"], health["since"]) == (1, 1, 3)
+    assert arrays("back", 9, "seed")[""] == 1_000_003
+
+
+def test_two_at_the_end_make_the_run_go_back(user, faults):
+    faults["once"] |= {8: NAN, 9: NAN}
+    output = user.train("end", SAVES, own=True)
+    assert "2 updates in a row are not finite at step 9: going back to step 6" in output
+    assert applied(user, "end") == 9
+
+
+def test_before_the_first_checkpoint_it_starts_anew(user, faults):
+    faults["once"] |= dict.fromkeys(range(2, 7), NAN)
+    output = user.train("anew", "--config.training.checkpoint_interval=100", own=True)
+    assert "going back to step 0" in output
+    assert applied(user, "anew") == 9
+
+
+@pytest.mark.parametrize("steps", [range(4, 99), range(5, 99)])
+def test_a_run_that_cannot_be_helped_ends_with_a_report(user, faults, request, steps):
+    faults["always"] |= dict.fromkeys(steps, NAN)
+    run = re.sub(r"\W+", "_", request.node.name)
+    with pytest.raises(FloatingPointError) as caught:
+        user.train(run, SAVES, "--config.training.epochs=4", own=True)
+    assert "going back 3 times did not help" in str(caught.value)
+    assert ACCEPT in str(caught.value)
+    assert (user.folder / run / "report.txt").read_text() == "the report\n"
+    assert not (user.folder / run / "done.json").exists()
+    assert Workdir(run).checkpoints.steps() == [3]
+    faults["always"].clear()
+    assert "done, 12 steps" in user.train(run)
+
+
+def test_a_jump_that_stays_makes_the_run_go_back_and_is_not_saved(user, faults):
+    faults["once"] |= dict.fromkeys(range(5, 99), 50)
+    output = user.train("jump", SAVES, own=True)
+    assert "the NELBO has jumped from 10.0 to 50.0 nats at step 7: going back to step 3" in output
+    assert "done, 9 steps" in output
+    assert {r["train/nelbo"] for r in Workdir("jump").records.read_metrics() if "train/nelbo" in r}
+    assert max(r.get("train/nelbo", 0) for r in Workdir("jump").records.read_metrics()) == 10
+
+
+def test_a_jump_that_does_not_stay_changes_nothing(user, faults):
+    faults["once"] |= {5: 50, 6: 50}
+    output = user.train("blip", SAVES, own=True)
+    assert "going back" not in output
+    assert applied(user, "blip") == 9
+
+
+@pytest.mark.parametrize("step", [3, 9])
+def test_a_validation_that_is_not_finite_makes_the_run_go_back(user, faults, step):
+    faults["validation"][step] = NAN
+    run = f"validation{step}"
+    output = user.train(run, SAVES, "--config.training.eval_interval=3", own=True)
+    assert f"the validation NELBO is nan at step {step}: going back to step {step - 3}" in output
+    assert "done, 9 steps" in output
+    assert json.loads((user.folder / run / "done.json").read_text())["validation/nelbo"] == 1
+
+
+def test_a_run_that_went_back_is_resumed_as_if_it_had_not_been_interrupted(user, faults):
+    faults["once"] |= {2: NAN} | dict.fromkeys(range(5, 10), NAN)
+    user.train("unbroken", SAVES, own=True)
+    wanted = {name: arrays("unbroken", 9, name) for name in ("params", "health", "seed")}
+    for stop in (1, 2, 3, 6, 8):
+        run = f"killed{stop}"
+        with pytest.raises(Killed):
+            user.train(run, SAVES, own=True, preemption=KilledAt(stop))
+        assert "done, 9 steps" in user.train(run)
+        for name, value in wanted.items():
+            np.testing.assert_equal(arrays(run, 9, name), value)
+        assert user.steps(run) == user.steps("unbroken")
+
+
+def test_a_full_disk_does_not_end_a_run(user, monkeypatch):
+    save, full = Checkpoints.save, [True]
+
+    def failing(self, step, state, metadata):
+        if full[0] and step >= 3:
+            full[0] = step < 7
+            raise ConfigError(f"{self.folder} cannot be written: No space left on device")
+        save(self, step, state, metadata)
+
+    monkeypatch.setattr(Checkpoints, "save", failing)
+    output = user.train("full", SAVES, own=True)
+    assert "step 3: a checkpoint is not saved" in output
+    assert "No space left" in output
+    assert output.count("IS NOT SAVED") == 4  # in the lines of steps 4 to 7
+    assert "done, 9 steps" in output
+    assert Workdir("full").checkpoints.steps() == [7, 9]
+
+
+def test_a_run_whose_last_save_fails_is_not_done(user, monkeypatch):
+    def failing(self, step, state, metadata):
+        raise ConfigError(f"it cannot be written: {errno.ENOSPC}")
+
+    monkeypatch.setattr(Checkpoints, "save", failing)
+    with pytest.raises(ConfigError, match="step 9 is not saved"):
+        user.train("unsaved", own=True)
+    assert not (user.folder / "unsaved" / "done.json").exists()
+    monkeypatch.undo()
+    user.folder.joinpath("unsaved", "checkpoints").mkdir(exist_ok=True)
+
+
+def test_the_best_and_every_so_many_are_kept(user, faults):
+    faults["validation"] |= {2: 0.5, 3: 0.25, 7: 0.75}
+    fields = {"keep_checkpoints": 1, "keep_every": 4, "eval_interval": 1, "checkpoint_interval": 1}
+    user.train("kept", *(f"--config.training.{k}={v}" for k, v in fields.items()), own=True)
+    assert Workdir("kept").checkpoints.steps() == [3, 4, 8, 9]
+
+
+def damage(run, step, how):
+    """Damages the largest file of a checkpoint's arrays."""
+    folder = run / "checkpoints" / str(step)
+    path = max((folder / "state").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    content = bytearray(path.read_bytes())
+    if how == "flipped":
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+    elif how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "zeroed":
+        path.write_bytes(bytes(len(content)))
+    elif how == "deleted":
+        path.unlink()
+    elif how == "empty folder":
+        (run / "checkpoints" / "99").mkdir()
+    elif how == "foreign":
+        shutil.rmtree(folder)
+        shutil.copytree(run / "checkpoints" / "6", folder)
+    else:
+        shutil.rmtree(folder / "state")
+
+
+@pytest.mark.parametrize(
+    "how", ["flipped", "truncated", "zeroed", "deleted", "empty folder", "foreign", "no state"]
+)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(user, request, how):
+    run = re.sub(r"\W+", "_", request.node.name)
+    user.train(run, SAVES, own=True)
+    wanted = arrays(run, 9, "params")
+    damage(user.folder / run, 9, how)
+    output = user.train(run)
+    assert "done, 9 steps" in output
+    number = 99 if how == "empty folder" else 9
+    assert f"damaged/{number}" in output
+    assert (user.folder / run / "damaged" / str(number)).is_dir()
+    if how not in ("empty folder", "no state"):
+        assert "step 6 is used" in output
+    np.testing.assert_equal(arrays(run, 9, "params"), wanted)
+
+
+def test_a_run_with_damaged_checkpoints_alone_is_refused(user):
+    user.train("lost", SAVES, own=True)
+    for step in (6, 9):
+        damage(user.folder / "lost", step, "flipped")
+    assert "9" in user.refused("lost")
+    assert Workdir("lost").checkpoints.steps() == [6, 9]
