@@ -113,6 +113,7 @@ def test_a_checkpoint_from_before_states_had_names_is_restored(tmp_path):
         lambda x: jax.device_put(rng.integers(0, 99, x.shape).astype(x.dtype), x.sharding),
         program.state,
     )
+    state = dataclasses.replace(state, step=jax.device_put(np.int32(3), state.step.sharding))
     links = list(make_links(RUN.training, 1))
     assert list(state.opt_state) == links
     numbered = dataclasses.replace(state, opt_state=tuple(state.opt_state[link] for link in links))

@@ -15,6 +15,7 @@ from nvae_jax import parallel
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.model import NVAE, ModelConfig, variable_shapes
 from nvae_jax.parallel import batch_sharding, make_mesh, replicated, shard_batch, state_sharding
+from nvae_jax.training.guard import STRETCH
 from nvae_jax.training.objective import balance_targets, elbo_terms, kl_weight
 from nvae_jax.training.optimizer import make_optimizer
 from nvae_jax.training.state import TrainState, init_state
@@ -77,8 +78,8 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def run(images):
-    """The states and metrics of a short run on one device, and how often the step was traced."""
+def compiled():
+    """The step, and a list with an entry for every time that it was traced."""
     train_step, traces = make_train_step(SMALL, TRAINING, EPOCH_STEPS), []
 
     @jit
@@ -86,6 +87,13 @@ def run(images):
         traces.append(1)
         return train_step(state, x)
 
+    return step, traces
+
+
+@pytest.fixture(scope="module")
+def run(compiled, images):
+    """The states and metrics of a short run on one device, and how often the step was traced."""
+    step, traces = compiled
     states, metrics = [make_state(SMALL)], []
     for _ in range(STEPS):
         state, values = step(states[-1], images)
@@ -156,6 +164,59 @@ def test_the_average_follows_the_parameters(run):
         chex.assert_trees_all_close(after.ema_params, expected, rtol=1e-5, atol=1e-6)
     average, last = (tree["decoder"]["image"]["bias"] for tree in (after.ema_params, after.params))
     assert (average != last).all()
+
+
+def test_an_update_that_is_not_finite_changes_nothing_but_the_count(run, compiled, images):
+    """Whichever array it comes from: every parameter, moment, singular vector and statistic."""
+    # Nothing reads these, because every update finds them anew.
+    unread = (".health", ".opt_state['batch_norm']", ".opt_state['spectral'].v", "penalty")
+    (states, _, _), (step, _) = run, compiled
+    start = states[1]
+    leaves, structure = jax.tree.flatten(start)
+    kept = ("step", "health")
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(start)]
+    tried = 0
+    for number, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
+        if leaf.dtype != jnp.float32 or any(name in path for name in unread):
+            continue
+        value = (jnp.inf, jnp.nan)[number % 2]
+        broken = jax.tree.unflatten(
+            structure,
+            [*leaves[:number], leaf.at[(0,) * leaf.ndim].set(value), *leaves[number + 1 :]],
+        )
+        after, metrics = step(broken, images)
+        assert metrics["skipped"] == 1, path
+        assert after.health.skipped == start.health.skipped + 1
+        assert after.step == start.step + 1
+        for field in dataclasses.fields(start):
+            if field.name not in kept:
+                chex.assert_trees_all_equal(getattr(after, field.name), getattr(broken, field.name))
+        tried += 1
+    assert tried > 100
+    after, metrics = step(start, jnp.full_like(images, jnp.nan))
+    assert metrics["skipped"] == 1
+    chex.assert_trees_all_equal(after.params, start.params)
+    again, metrics = step(after, images)
+    assert (metrics["skipped"], again.health.skipped) == (0, 0)
+    assert all((a != b).any() for a, b in pairs(again.params, start.params))
+
+
+def pairs(*trees):
+    """The leaves of trees, side by side."""
+    return zip(*map(jax.tree.leaves, trees), strict=True)
+
+
+def test_a_run_that_went_back_learns_more_slowly_for_a_while(run, compiled, images):
+    (states, metrics, _), (step, _) = run, compiled
+    eased = states[1].replace(health=states[1].health.gone_back(1, 3, 2))
+    after, values = step(eased, images)
+    assert values["learning_rate"] == metrics[1]["learning_rate"] / 4
+    assert values["regularization"] == metrics[1]["regularization"] * 4
+    assert values["nelbo"] == metrics[1]["nelbo"]
+    assert (after.health.recent, after.health.rollbacks) == (2, 3)
+    long_ago = eased.replace(health=eased.health.replace(since=jnp.int32(2 - STRETCH)))
+    after, _ = step(long_ago, images)
+    assert (after.health.recent, after.health.rollbacks) == (0, 3)
 
 
 @pytest.mark.parametrize(("devices", "shards"), [(2, 1), (4, 2), (8, 1), (8, 4)])
