@@ -106,7 +106,7 @@ may_restart() {
 }
 
 # Calls `start_run`, which the caller defines and which returns the program's exit code, until there
-# is nothing more to do. Returns 0: done, or stopped on request; 2: refused; 1: given up.
+# is nothing more to do. Returns 0: done, or stopped on request; 2: refused; 3: not finite; 1: given up.
 keep_going() {
   local status
   last_checkpoint=$(latest_checkpoint)
@@ -126,6 +126,10 @@ keep_going() {
       2)
         say "the run was refused; its message says why"
         return 2
+        ;;
+      3)
+        say "the run cannot go on as it is; its message names the report"
+        return 3
         ;;
     esac
     say "the run ended with code $status"

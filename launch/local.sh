@@ -21,7 +21,7 @@ lets it save and stop; a second one kills it. Paths are relative to the reposito
   --python PATH      the interpreter (.venv/bin/python, or else python3)
   --dry-run          print every command and run none; DRY_RUN=1 does the same
 
-Exit code: 0 done or stopped on request, 1 given up, 2 refused.
+Exit code: 0 done or stopped on request, 1 given up, 2 refused, 3 not finite.
 
   launch/local.sh --processes 2 --cpu-devices 2 -- --config configs/digits.py --workdir runs/digits
   launch/local.sh --processes 8 --gpus 1 -- --config configs/cifar10.py --workdir runs/cifar10

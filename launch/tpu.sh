@@ -33,7 +33,7 @@ options
   --dry-run                print every command and run none; DRY_RUN=1 does the same
 
 The work directory is in a bucket, gs://..., because the disk of a TPU goes with the TPU. Exit code
-of watch: 0 done, 1 stopped or given up, 2 refused.
+of watch: 0 done, 1 stopped or given up, 2 refused, 3 not finite.
 
   tpu=(--name nvae --zone us-west4-a --type v5litepod-8 --spot)
   run=(-- --config configs/ffhq256.py --workdir gs://BUCKET/ffhq256)
@@ -228,6 +228,7 @@ inspect() {
           case $(printf '%s\n' "$text" | sed -n 's/^ExecMainStatus=//p') in
             0) ended=stopped ;;
             2) ended=refused ;;
+            3) ended=diverged ;;
             *) ended=failed ;;
           esac
           ;;
@@ -263,6 +264,10 @@ watch() {
       refused)
         say "the run was refused; its log says why"
         return 2
+        ;;
+      diverged)
+        say "the run cannot go on as it is; its log names the report"
+        return 3
         ;;
       failed)
         say "the run failed; its log says why"

@@ -115,6 +115,7 @@ def test_local_dry_run(stubs):
         (["done"], 1, 0, "the run is done"),
         (["0"], 1, 0, "stopped before its end; the same command goes on"),
         (["2", "done"], 1, 2, "refused"),
+        (["1", "3", "done"], 2, 3, "the run cannot go on as it is"),
         (["1", "137", "done"], 3, 0, "the run is done"),
         (["1"] * 9, 3, 1, "gives up: no new checkpoint in 3 starts"),
         # A new checkpoint is progress, and the count starts anew.

@@ -27,6 +27,7 @@ GOING = r"step 1\nExecMainStatus=0\nActiveState=active"
 STOPPED = r"saved\nExecMainStatus=0\nActiveState=inactive"
 FAILED = r"gives up\nExecMainStatus=1\nActiveState=failed"
 REFUSED = r"model.depth is unknown\nExecMainStatus=2\nActiveState=failed"
+DIVERGED = r"report.txt says what\nExecMainStatus=3\nActiveState=failed"
 
 
 @pytest.fixture
@@ -161,6 +162,7 @@ def watch(stubs, *options):
         ({"units": [GOING, STOPPED]}, 1, "the run is stopped (nvae is ACTIVE)"),
         ({"units": [GOING, FAILED]}, 1, "the run failed"),
         ({"units": [REFUSED]}, 2, "the run was refused"),
+        ({"units": [DIVERGED]}, 3, "the run cannot go on as it is"),
         ({"states": ["ACTIVE", "SUSPENDED"]}, 1, "the run is lost (nvae is SUSPENDED)"),
         ({"states": ["ERROR: NOT_FOUND"]}, 1, "the run is lost (nvae is ABSENT)"),
         ({"states": ["ERROR: no network", "ACTIVE"], "finished": ["no", "yes"]}, 0, "no network"),
