@@ -1,10 +1,11 @@
 """A user with a folder of photographs, whose runs have an update that compiles at once.
 
-The update, the validation and the pictures are stand-ins, on a real state and in a real work
+The update, the validation and the pictures are stand-ins, on a few parameters and in a real work
 directory; everything around them is what `nvae_jax.training` does. `FAULTS` says what goes wrong.
 """
 
 import dataclasses
+import functools
 import importlib
 import json
 import os
@@ -22,6 +23,7 @@ from nvae_jax.config.run import read_run
 from nvae_jax.errors import ConfigError
 from nvae_jax.training import loop
 from nvae_jax.training.guard import after_update, easing
+from nvae_jax.training.optimizer import make_optimizer
 from nvae_jax.training.program import make_program
 from nvae_jax.workdir import Workdir
 
@@ -97,9 +99,29 @@ class User:
         return [(r["step"], r["changes"]) for r in map(json.loads, lines)]
 
 
+@functools.cache
+def small_program(model, training, steps_per_epoch, mesh, *, flip):
+    """The program of a run without most of its parameters, so that it is saved in no time."""
+    program = make_program(model, training, steps_per_epoch, mesh, flip=flip)
+    state = program.state
+    decoder = {name: state.params["decoder"][name] for name in ("prior_features", "first")}
+    params = {"decoder": decoder}
+    optimizer = make_optimizer(training, steps_per_epoch)
+    replicated = state.step.sharding
+    opt_state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+        jax.eval_shape(optimizer.init, params),
+    )
+    ema_params = None if state.ema_params is None else params
+    small = dataclasses.replace(
+        state, params=params, batch_stats={}, opt_state=opt_state, ema_params=ema_params
+    )
+    return dataclasses.replace(program, state=small)
+
+
 def cheap_program(model, training, steps_per_epoch, mesh, *, flip):
     """The program of a run whose update only counts: parameters grow by 1 with every update."""
-    program = make_program(model, training, steps_per_epoch, mesh, flip=flip)
+    program = small_program(model, training, steps_per_epoch, mesh, flip=flip)
 
     def place(tree):
         return jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), tree, program.state)

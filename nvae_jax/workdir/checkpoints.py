@@ -44,7 +44,7 @@ class Checkpoints:
         self.folder = folder
         self._keep = keep
         self._manager: ocp.CheckpointManager | None = None
-        self._unverified: int | None = None
+        self._unverified: tuple[int, Any] | None = None  # a step, and what its state looks like
 
     def save(self, step: int, state: Any, metadata: Mapping[str, Any]) -> None:
         """Starts to save a checkpoint, and returns while it is being written.
@@ -79,7 +79,8 @@ class Checkpoints:
         # By force, because the caller decides when to save; Orbax would skip steps silently.
         with writing(self.folder):
             self._open().save(step, args=ocp.args.Composite(**items), force=True)
-        self._unverified = step
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+        self._unverified = step, shapes
 
     def restore(
         self,
@@ -216,9 +217,9 @@ class Checkpoints:
         with writing(self.folder):
             self._manager.wait_until_finished()
         if self._unverified is not None:
-            step, self._unverified = self._unverified, None
+            (step, shapes), self._unverified = self._unverified, None
             try:
-                self._verify(step)
+                self._verify(step, shapes)
             except DamagedError as error:
                 (place,) = self.set_aside([step])
                 raise DamagedError(f"{error}; it is in {os.fspath(place)} now") from error
@@ -255,17 +256,14 @@ class Checkpoints:
     def _is_checkpoint(self, step: int) -> bool:
         return (self.folder / str(step) / "state").exists()
 
-    def _verify(self, step: int) -> None:
+    def _verify(self, step: int, shapes: Any) -> None:
         """Reads a checkpoint back into the host's memory."""
-        manager = self._open()
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeRestore(shapes, as_numpy), checksums=ocp.args.JsonRestore()
+        )
         with self._reading(step):
-            tree = manager.metadata(step).item_metadata["state"].tree
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            items = ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(restore_args=as_numpy),
-                checksums=ocp.args.JsonRestore(),
-            )
-            restored = manager.restore(step, args=items)
+            restored = self._open().restore(step, args=items)
         self._compare(step, restored.checksums, checksums(restored.state))
 
     def _compare(self, step: int, saved: Mapping[str, int], read: Mapping[str, int]) -> None:
