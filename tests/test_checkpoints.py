@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nvae_jax.errors import ConfigError
-from nvae_jax.workdir import Workdir
+from nvae_jax.workdir import Workdir, orbax
 from nvae_jax.workdir.checkpoints import Checkpoints
 from nvae_jax.workdir.retention import Keep
 
@@ -246,3 +247,45 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"file/checkpoints cannot be written"):
         Checkpoints(epath.Path(tmp_path / "file" / "checkpoints")).save(1, {"x": np.zeros(2)}, {})
+
+
+EXAMPLES = int(os.environ.get("NVAE_JAX_EXAMPLES", "30"))
+
+
+def test_no_flipped_bit_and_no_lost_file_changes_an_array_silently(tmp_path, monkeypatch):
+    """What is not found, in files that Orbax writes beside and does not read, changes nothing."""
+    monkeypatch.setattr(orbax, "_OTHER_READS", 0.0)
+    rng = np.random.default_rng(0)
+    state = {f"a{i}": jnp.asarray(rng.normal(size=(16, 8)), jnp.float32) for i in range(4)}
+    state["step"] = jnp.int32(5)
+    saved = Checkpoints(epath.Path(tmp_path / "saved"))
+    saved.save(5, state, {"step": 5})
+    saved.close()
+    files = [path for path in (tmp_path / "saved").rglob("*") if path.is_file()]
+    sizes = np.array([path.stat().st_size for path in files], float)
+    cases = [(path, how) for path in files for how in ("deleted", "truncated", "zeroed", "flipped")]
+    drawn = rng.choice(len(files), size=EXAMPLES, p=sizes / sizes.sum())
+    cases += [(files[i], "flipped") for i in drawn]
+    found = 0
+    for path, how in cases:
+        content = bytearray(path.read_bytes())
+        spoilt = bytearray(content)
+        if how == "deleted":
+            path.unlink()
+        elif how == "truncated":
+            path.write_bytes(spoilt[: len(spoilt) // 2])
+        elif how == "zeroed":
+            path.write_bytes(bytes(len(spoilt)))
+        elif content:
+            spoilt[rng.integers(len(spoilt))] ^= 1 << rng.integers(8)
+            path.write_bytes(spoilt)
+        with contextlib.closing(Checkpoints(epath.Path(tmp_path / "saved"))) as checkpoints:
+            try:
+                restored, metadata = checkpoints.restore(abstract(state), 5)
+            except ConfigError:
+                found += 1
+            else:
+                assert_trees_equal(restored, state)
+                assert metadata == {"step": 5}
+        path.write_bytes(content)
+    assert found > len(cases) // 4

@@ -13,15 +13,15 @@ from tiny import ONE_DEVICE, RUN_CONFIG, compile_quickly, make_run
 from nvae_jax.errors import ConfigError
 from nvae_jax.evaluation.inputs import SPLITS, read_pixels
 from nvae_jax.evaluation.trained import group_temperatures, image_keys, image_noise, open_run
-from nvae_jax.model import ModelConfig
+from nvae_jax.model import ModelConfig, variable_shapes
 from nvae_jax.modes.decode import DecodeOptions, decode
 from nvae_jax.modes.edit import EditOptions, edit
 from nvae_jax.modes.encode import EncodeOptions, encode
 from nvae_jax.modes.evaluate import evaluate
 from nvae_jax.modes.interpolate import InterpolateOptions, interpolate
 from nvae_jax.modes.sample import SampleOptions, sample
-from nvae_jax.parallel import make_mesh
-from nvae_jax.workdir import Workdir
+from nvae_jax.parallel import make_mesh, replicated
+from nvae_jax.workdir import Workdir, checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,42 @@ def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"--workdir is .*; allowed: the folder of a run"):
         open_run(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
+    workdir = Workdir(make_run(tmp_path))
+    state, _ = workdir.checkpoints.restore(shapes_of_run(), partial=True)
+    workdir.checkpoints.save(9, state, {"step": 9})
+    workdir.checkpoints.close()
+    assert open_run(tmp_path, ONE_DEVICE).step == 9
+    largest = max(tmp_path.glob("checkpoints/9/state/**/d/*"), key=lambda f: f.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    assert open_run(tmp_path, ONE_DEVICE).step == 7
+    assert "step 7 is used" in capsys.readouterr().out
+    assert (tmp_path / "checkpoints" / "9").is_dir()  # only training moves it
+
+
+def test_a_checkpoint_that_is_not_finite_is_refused(tmp_path, monkeypatch):
+    workdir = Workdir(make_run(tmp_path))
+    state, _ = workdir.checkpoints.restore(shapes_of_run(), partial=True)
+    name, array = next(iter(state["batch_stats"]["encoder"].items()))
+    state["batch_stats"]["encoder"][name] = jax.tree.map(lambda x: x + jnp.inf, array)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "not_finite", lambda _: [])  # as earlier versions saved it
+        workdir.checkpoints.save(9, state, {"step": 9})
+        workdir.checkpoints.close()
+    with pytest.raises(ConfigError, match=rf"checkpoint 9 .* not finite in batch_stats.*{name}"):
+        open_run(tmp_path, ONE_DEVICE)
+
+
+def shapes_of_run():
+    place = replicated(ONE_DEVICE)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        dict(variable_shapes(RUN_CONFIG)),
+    )
 
 
 @pytest.mark.parametrize("devices", [1, 8])

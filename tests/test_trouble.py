@@ -243,3 +243,23 @@ def test_a_run_with_damaged_checkpoints_alone_is_refused(user):
         damage(user.folder / "lost", step, "flipped")
     assert "9" in user.refused("lost")
     assert Workdir("lost").checkpoints.steps() == [6, 9]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"torn\n[1]\n5\n\xff\xfe{}\n"])
+def test_a_finished_run_without_its_metrics_is_validated_again(user, request, content):
+    run = re.sub(r"\W+", "_", request.node.name)
+    user.train(run, own=True)
+    path = user.folder / run / "metrics.jsonl"
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    output = user.train(run)
+    assert "step 9/9  validation NELBO 1.00" in output
+    assert "done, 9 steps" in output
+    assert "compiling" not in output
+
+
+def test_a_folder_whose_name_is_a_pattern_is_refused(user):
+    """Orbax would drop the arrays that it saves there, and say nothing."""
+    assert "allowed: a path without [ and ]" in user.refused("run[1]", own=True)

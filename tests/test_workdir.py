@@ -63,6 +63,16 @@ def test_metrics_come_back(workdir):
     assert second == {"step": 2, "kl": 3.0}
 
 
+def test_lines_that_are_no_records_are_left_out(workdir):
+    workdir.records.write_metrics(1, {"loss": 1})
+    with (workdir.path / "metrics.jsonl").open("ab") as file:
+        file.write(b'torn {\n[1]\n5\n{"loss": 1}\n{"step": "two"}\n\xff\n')
+    workdir.records.write_metrics(2, {"loss": 2})
+    with (workdir.path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 3, "lo')
+    assert [r["step"] for r in workdir.records.read_metrics()] == [1, 2]
+
+
 def test_a_resumed_run_has_no_double_records(workdir):
     for step in (1, 2, 3):
         workdir.records.write_metrics(step, {"loss": step})

@@ -78,7 +78,8 @@ def draw_curves(records: Sequence[Mapping[str, float]], baseline: float, title: 
         ends = i in (0, len(groups) - 1)
         right.plot(*zip(*points, strict=True), color=color, label=f"group {i}" if ends else None)
     right.set(xlabel="step", ylabel="KL, nats per image", title="KL of every group, from the top")
-    right.legend()
+    if groups:
+        right.legend()
     return _pixels(figure)
 
 

@@ -87,8 +87,13 @@ def evaluate(model: TrainedModel, options: EvaluateOptions = EvaluateOptions()) 
         options.batch_size,
         model.progress("images scored", done),
     )
-    for _, scores in batches:
+    for first, scores in batches:
         count = len(scores["reconstruction"])
+        if not all(np.isfinite(values).all() for values in scores.values()):
+            raise FloatingPointError(
+                f"scores of images {done + first} to {done + first + count - 1} of the split "
+                f"{options.split} are not finite"
+            )
         rows.append(np.concatenate([scores[key].reshape(count, -1) for key in shapes], axis=1))
 
     report = _summary(model, options, provenance, _by_name(rows.values, shapes))

@@ -163,7 +163,9 @@ def _train(job: _Job, preemption: Preemption | None) -> dict[str, float] | None:
             updates = _Updates(job, update, state, recorder)
             state = None  # which is donated
             try:
-                return recorder.finish() if updates.run(preemption) else None
+                if not updates.run(preemption):
+                    return None
+                return recorder.finish(job.total_steps, updates.state)
             except (DivergenceError, NotFiniteError) as trouble:
                 state = _go_back(job, updates, trouble)
                 recorder.restart(int(state.step))

@@ -141,10 +141,18 @@ class Recorder:
         """Leaves out of the next figures of speed what came before."""
         self._window_start = self._start = time.monotonic()
 
-    def finish(self) -> dict[str, float]:
-        """Writes the curves and the summary; returns the last validation's record."""
+    def finish(self, step: int, state: TrainState) -> dict[str, float]:
+        """Writes the curves and the summary of a run; returns the last validation's record.
+
+        Args:
+          step: the last one.
+          state: after it, to be validated if the record of that is lost.
+        """
+        if (last := self._last_validation(step)) is None:
+            self._validation(step, state)
+            last = self._last_validation(step)
+        assert last is not None
         records = self._workdir.records.read_metrics()
-        last = [record for record in records if "validation/nelbo" in record][-1]
         baseline = independent_pixels(self._dataset, self._image)
         curves = draw_curves(records, baseline, self._dataset.name)
         self._workdir.save_picture("curves", curves[None])
@@ -158,6 +166,11 @@ class Recorder:
             f"  checkpoints         {self._workdir.path / 'checkpoints'}"
         )
         return last
+
+    def _last_validation(self, step: int) -> dict[str, Any] | None:
+        records = reversed(self._workdir.records.read_metrics())
+        found = (r for r in records if "validation/nelbo" in r and r["step"] == step)
+        return next(found, None)
 
     def _close(self) -> None:
         self._workdir.checkpoints.close()

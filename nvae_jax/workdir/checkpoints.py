@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -74,7 +75,7 @@ class Checkpoints:
         items = {
             "state": ocp.args.PyTreeSave(state),
             "metadata": ocp.args.JsonSave(metadata),
-            "checksums": ocp.args.JsonSave(checksums(state)),
+            "checksums": ocp.args.JsonSave(checksums(state) | _checksum(metadata)),
         }
         # By force, because the caller decides when to save; Orbax would skip steps silently.
         with writing(self.folder):
@@ -118,8 +119,7 @@ class Checkpoints:
             )
         where = f"checkpoint {step} in {manager.directory}"
         with self._reading(step):
-            saved = manager.metadata(step).item_metadata
-            tree, has_checksums = saved["state"].tree, saved.get("checksums") is not None
+            tree = manager.metadata(step).item_metadata["state"].tree
         if found := differences(tree, abstract_state, partial, optional):
             title = f"{where} is not as wanted in {len(found)} places, the first of them:"
             raise DamagedError(f"{title} {'; '.join(found[:5])}")
@@ -128,12 +128,14 @@ class Checkpoints:
             abstract_state, placed, partial_restore=partial or optional is not None
         )
         items = {"state": arrays, "metadata": ocp.args.JsonRestore()}
+        has_checksums = (self.folder / str(step) / "checksums").exists()
         if has_checksums:  # earlier versions wrote none
             items["checksums"] = ocp.args.JsonRestore()
         with self._reading(step):
             restored = manager.restore(step, args=ocp.args.Composite(**items))
         if has_checksums:
-            self._compare(step, restored.checksums, checksums(restored.state))
+            read = checksums(restored.state) | _checksum(restored.metadata)
+            self._compare(step, restored.checksums, read)
         if bad := not_finite(restored.state):
             raise NotFiniteError(
                 f"{where} is not finite in {first_few(bad)}; allowed: a finite one"
@@ -301,3 +303,7 @@ class Checkpoints:
         if self._manager is None:
             self._manager = open_manager(self.folder)
         return self._manager
+
+
+def _checksum(metadata: Mapping[str, Any]) -> dict[str, int]:
+    return {"(metadata)": zlib.crc32(json.dumps(metadata, sort_keys=True).encode())}

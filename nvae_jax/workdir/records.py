@@ -43,20 +43,17 @@ class Records:
     def read_metrics(self) -> list[dict[str, Any]]:
         """The records of `metrics.jsonl` in the order in which they were written.
 
+        Lines that are no records are left out: the last one, if its process was killed while it
+        wrote it, and any that are damaged.
+
         Raises:
           ConfigError: the file cannot be read.
         """
         if not self._metrics.exists():
             return []
-        with reading("metrics", self._metrics, "a file that training wrote", UnicodeDecodeError):
-            lines = self._metrics.read_text().splitlines()
-        records = []
-        for line in lines:
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue  # a line that was being written when its process was killed
-        return records
+        with reading("metrics", self._metrics, "a file that training wrote"):
+            lines = self._metrics.read_bytes().splitlines()
+        return [record for line in lines if (record := _record(line)) is not None]
 
     def truncate_metrics(self, step: int) -> None:
         """Drops the records after `step`, so that a run resumed there writes none twice."""
@@ -77,3 +74,11 @@ class Records:
     def finish(self, record: Mapping[str, Any]) -> None:
         """Writes `done.json`: the run has come to its end, with `record` as its result."""
         write(self._folder / "done.json", (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
