@@ -153,12 +153,15 @@ def validate(options: Any, *counts: str) -> None:
 
     Raises:
       ConfigError: a field of a Literal type holds none of its values, one of the fields `counts` is
-        neither positive nor None, or `seed` does not fit 32 bits.
+        neither positive nor None, `seed` does not fit 32 bits, or `name` leads out of its folder.
     """
     require_literals(options)
     for name in counts:
         value = getattr(options, name)
         require(name, value, value is None or value > 0, "1 or more")
+    file = getattr(options, "name", None)
+    inside = file is None or (file and not file.startswith("/") and ".." not in file.split("/"))
+    require("name", file, bool(inside), "the name of a file, which may be in a subfolder")
     require("seed", options.seed, 0 <= options.seed < 2**32, "0 to 2**32 - 1")
 
 

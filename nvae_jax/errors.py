@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,4 +69,5 @@ def reason(error: BaseException) -> str:
     """What an error says, without the file name that the message around it has."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error) or type(error).__name__
+    # Pillow names what it was given, not the file.
+    return re.sub(r" <_io\.[^>]*>", "", str(error)) or type(error).__name__

@@ -7,6 +7,7 @@ from absl import flags
 from nvae_jax import main
 from nvae_jax.command_line import define_flags, door, expand_home, read_flags, validate
 from nvae_jax.errors import ConfigError
+from nvae_jax.modes.sample import SampleOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,3 +115,17 @@ def test_every_option_of_every_mode_is_documented(mode):
         lines = flags.FLAGS[field.name].help.splitlines()
         assert [line for line in lines if line.startswith(f"{mode}: ") and line[len(mode) + 2 :]]
     assert run.__doc__
+
+
+@pytest.mark.parametrize("name", ["", "/tmp/x", "../x", "a/../../x", ".."])
+def test_names_stay_in_the_folder(name):
+    with pytest.raises(ConfigError, match=r"^name is .*; allowed: the name of a file"):
+        SampleOptions(name=name)
+    assert SampleOptions(name="a/b..c").name == "a/b..c"
+
+
+def test_numbers_that_are_not_finite_end_a_command_with_code_3(capsys):
+    with pytest.raises(SystemExit) as exit_, door():
+        raise FloatingPointError("scores are\nnot finite")
+    assert exit_.value.code == 3
+    assert capsys.readouterr().err == "failed: scores are not finite\n"

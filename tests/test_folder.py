@@ -183,6 +183,15 @@ def test_of_many_unreadable_files_some_are_named(tmp_path):
     assert "and 2 more; remove them, or leave them out" in message
 
 
+def test_a_pipe_is_left_out_and_the_reason_names_no_object_of_python(tmp_path):
+    root = tmp_path / "images"
+    write_mixed(root, 6)
+    os.mkfifo(root / "pipe.png")
+    (root / "bad.png").write_bytes(b"torn")
+    with pytest.raises(ConfigError, match=r"of \d+ files are unreadable: bad\.png \([^<]*\);"):
+        data_config("image_folder", path=str(root), size=8).open()
+
+
 def unreadable(root, names, channels=3):
     verdicts = checked.check_files(root, names, channels)
     assert list(verdicts) == names

@@ -1,3 +1,4 @@
+import os
 import types
 
 import numpy as np
@@ -90,6 +91,12 @@ def test_images_that_are_not_there_are_refused(model, names, message):
         load_images(model, names, "images")
     with pytest.raises(ConfigError, match=r"images is 'nothing\.png', which cannot be read"):
         load_images(model, ["nothing.png"], "images")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(model, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ConfigError, match=r"pipe\.png', which cannot be read \(it is no file\)"):
+        load_images(model, [str(tmp_path / "pipe.png")], "images")
 
 
 def test_random_crops_are_fixed_crops_in_evaluation():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import stored
 from PIL import Image
-from test_going_on import OWN
+from stand_in import OWN
 
 ROOT = Path(__file__).parents[1]
 

@@ -237,6 +237,15 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(user, requ
     np.testing.assert_equal(arrays(run, 9, "params"), wanted)
 
 
+def test_a_run_of_which_only_parts_of_checkpoints_are_left_is_refused(user):
+    user.train("parts", SAVES, own=True)
+    before = (user.folder / "parts" / "metrics.jsonl").read_text()
+    for step in (6, 9):
+        damage(user.folder / "parts", step, "no state")
+    assert "no whole checkpoint, but parts of 6, 9" in user.refused("parts")
+    assert (user.folder / "parts" / "metrics.jsonl").read_text() == before
+
+
 def test_a_run_with_damaged_checkpoints_alone_is_refused(user):
     user.train("lost", SAVES, own=True)
     for step in (6, 9):

@@ -101,4 +101,7 @@ def _read_file(model: TrainedModel, name: str, field: str) -> np.ndarray:
     require("model.image_shape", image.shape, image.inner_shape[-1] in CHANNELS, allowed)
     # Pillow raises all kinds of exceptions for broken files.
     with reading(field, name, "test:3, train:0-7 or image files", Exception):
-        return model.run.data.file_reader(image)(os.path.expanduser(name))
+        path = os.path.expanduser(name)
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError("it is no file")  # reading a pipe would wait for ever
+        return model.run.data.file_reader(image)(path)

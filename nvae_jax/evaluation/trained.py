@@ -175,19 +175,20 @@ def open_run(
     params = "params" if run.training.ema_decay is None else "ema_params"
     wanted = {params: shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
     try:
-        (state, metadata), errors = workdir.checkpoints.newest(
-            lambda step: workdir.checkpoints.restore(wanted, step, partial=True), DamagedError
+        (step, state), errors = workdir.checkpoints.newest(
+            lambda step: (step, workdir.checkpoints.restore(wanted, step, partial=True)[0]),
+            DamagedError,
         )
     finally:
         workdir.checkpoints.close()
     for error in errors:
-        workdir.log(f"{error}; step {metadata['step']:,} is used")
+        workdir.log(f"{error}; step {step:,} is used")
     return TrainedModel(
         workdir=workdir,
         run=run,
         mesh=mesh,
         variables={"params": state[params], "batch_stats": state["batch_stats"]},
-        step=int(metadata["step"]),
+        step=step,
     )
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from nvae_jax.config.changes import check_changes, consent
 from nvae_jax.config.run import RunConfig, read_run
 from nvae_jax.data.sources import Dataset
-from nvae_jax.errors import require
+from nvae_jax.errors import ConfigError, require
 from nvae_jax.training.guard import Health
 from nvae_jax.training.state import TrainState
 from nvae_jax.workdir import Workdir
@@ -43,7 +43,13 @@ class Going:
     def __init__(self, workdir: Workdir, run: RunConfig, accept: bool):
         self._workdir, self._run, self._accept = workdir, run, accept
         workdir.checkpoints.remove_unfinished()
-        if strays := workdir.checkpoints.strays():
+        strays = workdir.checkpoints.strays()
+        if strays and not workdir.checkpoints.steps():
+            raise ConfigError(
+                f"{workdir.checkpoints.folder} has no whole checkpoint, but parts of "
+                f"{', '.join(map(str, strays))}; allowed: a new work directory, or one without them"
+            )
+        if strays:
             places = ", ".join(map(os.fspath, workdir.checkpoints.set_aside(strays)))
             workdir.log(f"no checkpoints, and moved out of the way: {places}")
         self.step = workdir.checkpoints.latest_step()

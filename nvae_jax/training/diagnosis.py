@@ -16,7 +16,7 @@ from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.training.program import Batch, batch_pixels
 from nvae_jax.training.state import TrainState
 from nvae_jax.training.step import make_loss
-from nvae_jax.workdir.integrity import not_finite, on_host
+from nvae_jax.workdir.integrity import inspected, on_host
 
 REMEDIES = (
     "--config.training.gradient_clip=200, a lower --config.training.learning_rate, a higher "
@@ -68,7 +68,7 @@ def diagnose(
         "updated batch-norm statistics": statistics,
     }
     for title, tree in sections.items():
-        names = not_finite(tree)
+        _, names = inspected(tree)
         lines.append(f"Not finite in the {title}: {len(names)} arrays")
         lines += [f"  {name}" for name in names[:_SHOWN]]
     lines.append("Largest gradients by module (norm of the gradient, norm of the parameters):")

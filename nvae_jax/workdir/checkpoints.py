@@ -18,11 +18,10 @@ from nvae_jax.errors import ConfigError, writing
 from nvae_jax.workdir.integrity import (
     DamagedError,
     NotFiniteError,
-    checksums,
     differences,
     first_few,
+    inspected,
     named,
-    not_finite,
 )
 from nvae_jax.workdir.orbax import open_manager, reading_checkpoint
 from nvae_jax.workdir.retention import Keep
@@ -68,14 +67,15 @@ class Checkpoints:
         latest = self.latest_step()
         if latest is not None and step <= latest:
             raise ValueError(f"step {step} is not after the latest checkpoint's, {latest}")
-        if bad := not_finite(state):
+        checksums, bad = inspected(state)
+        if bad:
             raise NotFiniteError(f"step {step} is not finite in {first_few(bad)}; allowed: numbers")
         # A copy, because the caller may change its own while this one is being written.
         metadata = json.loads(json.dumps(metadata))
         items = {
             "state": ocp.args.PyTreeSave(state),
             "metadata": ocp.args.JsonSave(metadata),
-            "checksums": ocp.args.JsonSave(checksums(state) | _checksum(metadata)),
+            "checksums": ocp.args.JsonSave(checksums | _checksum(metadata)),
         }
         # By force, because the caller decides when to save; Orbax would skip steps silently.
         with writing(self.folder):
@@ -133,10 +133,11 @@ class Checkpoints:
             items["checksums"] = ocp.args.JsonRestore()
         with self._reading(step):
             restored = manager.restore(step, args=ocp.args.Composite(**items))
+        checksums, bad = inspected(restored.state)
         if has_checksums:
-            read = checksums(restored.state) | _checksum(restored.metadata)
+            read = checksums | _checksum(restored.metadata)
             self._compare(step, restored.checksums, read)
-        if bad := not_finite(restored.state):
+        if bad:
             raise NotFiniteError(
                 f"{where} is not finite in {first_few(bad)}; allowed: a finite one"
             )
@@ -266,7 +267,7 @@ class Checkpoints:
         )
         with self._reading(step):
             restored = self._open().restore(step, args=items)
-        self._compare(step, restored.checksums, checksums(restored.state))
+        self._compare(step, restored.checksums, inspected(restored.state)[0])
 
     def _compare(self, step: int, saved: Mapping[str, int], read: Mapping[str, int]) -> None:
         changed = [name for name, value in read.items() if saved.get(name) != value]

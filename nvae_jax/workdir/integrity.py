@@ -26,14 +26,19 @@ def named(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def checksums(tree: Any) -> dict[str, int]:
-    """The CRC-32 of every array's bytes by its name, however it is divided among devices."""
-    return {name: zlib.crc32(_bytes(on_host(leaf))) for name, leaf in named(tree).items()}
+def inspected(tree: Any) -> tuple[dict[str, int], list[str]]:
+    """What there is to know of a tree's arrays, however they are divided among devices.
 
-
-def not_finite(tree: Any) -> list[str]:
-    """The names of the arrays in which a number is NaN or infinite."""
-    return [name for name, leaf in named(tree).items() if not _is_finite(on_host(leaf))]
+    Returns: the CRC-32 of every array's bytes by its name, and the names of the arrays in which a
+      number is NaN or infinite.
+    """
+    checksums, bad = {}, []
+    for name, leaf in named(tree).items():  # one array at a time in the host's memory
+        array = on_host(leaf)
+        checksums[name] = zlib.crc32(_bytes(array))
+        if not _is_finite(array):
+            bad.append(name)
+    return checksums, bad
 
 
 def differences(

@@ -17,8 +17,6 @@ from nvae_jax.errors import reading, reason, writing
 from nvae_jax.workdir.integrity import DamagedError
 
 _OTHER_READS = 1.0  # seconds in which the threads of a failed reading end
-# What Orbax raises for damaged files.
-_BROKEN = (FileNotFoundError, ValueError, KeyError, AttributeError, TypeError)
 
 
 def open_manager(folder: epath.Path) -> ocp.CheckpointManager:
@@ -51,7 +49,9 @@ def reading_checkpoint(folder: epath.Path) -> Iterator[None]:
     with reading("the checkpoint", folder, "a whole one"), contextlib.redirect_stderr(printed):
         try:
             yield
-        except _BROKEN as error:
+        except (PermissionError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # Orbax raises all kinds for damaged files
             # Reads that nobody waits for any more would be reported when they are collected.
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             time.sleep(_OTHER_READS)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nvae_jax.data.images import ImageReader
+from nvae_jax.errors import reason
 from nvae_jax.user_cache import cache_folder
 
 _SAVE_SECONDS = 30
@@ -77,11 +78,11 @@ def _read(reader: ImageReader, path: Path) -> Verdict:
     try:
         content = path.read_bytes()
         reader(content)
-        reason = None
+        cause = None
     # Pillow raises all kinds of exceptions for broken files.
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-    return Verdict(len(content), reason, hashlib.sha256(content).hexdigest()[:32])
+        cause = f"{type(error).__name__}: {reason(error)}"
+    return Verdict(len(content), cause, hashlib.sha256(content).hexdigest()[:32])
 
 
 def _stamp(path: Path) -> list[int]:

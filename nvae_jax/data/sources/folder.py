@@ -174,6 +174,8 @@ def list_images(root: Path, suffixes: Collection[str] | None = None) -> list[str
             is_link = by_link or entry.is_symlink()
             if status is not None and stat.S_ISDIR(status.st_mode):
                 heapq.heappush(linked if is_link else real, entry.path)
+            elif status is not None and not stat.S_ISREG(status.st_mode):
+                continue  # a pipe, of which reading would wait for ever
             elif Path(entry.name).suffix.lower() in suffixes:
                 path = (is_link, Path(entry.path).relative_to(root).as_posix())
                 identity: Any = entry.path if status is None else _identity(status)
