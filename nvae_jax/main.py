@@ -101,6 +101,7 @@ def main(argv: list[str]) -> None:
         require("--workdir", _WORKDIR.value, needless or bool(_WORKDIR.value), "a folder")
         unused = run is not None and _RESULTS.value is not None
         require("--results", _RESULTS.value, not unused, f"other modes than {mode}")
+        require("--results", _RESULTS.value, _RESULTS.value != "", "a folder")
         keep_compiled_programs()
         give_back_after_compiling()
         alone = not (_DISTRIBUTED.value or _COORDINATOR.value)

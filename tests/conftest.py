@@ -69,6 +69,7 @@ SLOW = {
     "test_step_split",
     "test_tower",
     "test_trained",
+    "test_trouble",
     "test_workloads",
 }
 

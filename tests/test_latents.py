@@ -4,8 +4,9 @@ import functools
 
 import numpy as np
 import pytest
-from tiny import ONE_DEVICE, compile_quickly, make_run
+from tiny import ONE_DEVICE, RUN_CONFIG, compile_quickly, make_run
 
+from nvae_jax.errors import ConfigError
 from nvae_jax.evaluation.inputs import load_images
 from nvae_jax.evaluation.latents import chosen_groups, inputs_of, read_latents, top_groups
 from nvae_jax.evaluation.sampling import decoded_mean
@@ -84,3 +85,34 @@ def test_groups_by_number(run):
         chosen_groups(config, (2,), None)
     with pytest.raises(ValueError, match=r"keep is \(5,\); allowed: 0 to 4 groups"):
         top_groups(config, (5,), "groups")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.astype(str), "allowed: finite floating-point numbers"),
+        (lambda x: x.astype(complex), "allowed: finite floating-point numbers"),
+        (lambda x: x * np.nan, "allowed: finite floating-point numbers"),
+        (lambda x: x[:0], r"is \[0.*allowed: one number above 0"),
+        (lambda x: x[:1], r"is \[1, 2\]; allowed: one number above 0"),
+    ],
+)
+def test_latents_that_are_no_numbers_of_images_are_refused(tmp_path, change, message):
+    arrays = {
+        f"{kind}_{g:02d}": np.ones((2, *shape), np.float32)
+        for kind in ("values", "noise")
+        for g, shape in enumerate(RUN_CONFIG.latent_shapes)
+    }
+    arrays["values_00"] = change(arrays["values_00"])
+    if message.startswith(r"is \[0"):
+        arrays = {name: array[:0] for name, array in arrays.items()}
+    np.savez(tmp_path / "latents.npz", **arrays)
+    with pytest.raises(ConfigError, match=message):
+        read_latents(RUN_CONFIG, tmp_path / "latents.npz")
+
+
+@pytest.mark.parametrize("array", [np.zeros((8, 2, 3)), np.float32(1)])
+def test_another_kind_of_file_is_refused(tmp_path, array):
+    np.save(tmp_path / "latents.npy", array)
+    with pytest.raises(ConfigError, match=r"latents.npy', which cannot be read"):
+        read_latents(RUN_CONFIG, tmp_path / "latents.npy")

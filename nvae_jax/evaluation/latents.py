@@ -168,17 +168,25 @@ def read_latents(config: ModelConfig, path: str | os.PathLike[str]) -> Latents:
       ConfigError: the file is missing or broken, or its latents are another model's.
     """
     allowed = "an .npz file that the mode encode has written"
-    broken = (ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile)
+    broken = (ValueError, TypeError, EOFError, KeyError, AttributeError, zipfile.BadZipFile)
     arrays: Mapping[str, np.ndarray]
     with reading("latents", path, allowed, *broken), open(path, "rb") as stream:
         arrays = dict(np.load(stream))
     groups = range(config.total_groups)
+    where = os.fspath(path)
     names = {kind: [f"{kind}_{g:02d}" for g in groups] for kind in ("values", "noise")}
     for names_of_kind in names.values():
         shapes = [arrays[name].shape[1:] if name in arrays else None for name in names_of_kind]
         wanted = list(config.latent_shapes)
-        field = f"the shapes of the latents in {os.fspath(path)!r}"
+        field = f"the shapes of the latents in {where!r}"
         require(field, shapes, shapes == wanted, f"{wanted}, as this model has them")
+        given = [arrays[name] for name in names_of_kind]
+        kinds = sorted({str(array.dtype) for array in given})
+        real = all(array.dtype.kind == "f" and np.isfinite(array).all() for array in given)
+        require(f"the latents in {where!r}", kinds, real, "finite floating-point numbers")
+        counts = sorted({len(array) for array in given})
+        same = len(counts) == 1 and counts[0] > 0
+        require(f"the number of images in {where!r}", counts, same, "one number above 0")
     return Latents(**{kind: [arrays[name] for name in some] for kind, some in names.items()})
 
 

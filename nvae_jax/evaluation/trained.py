@@ -222,6 +222,6 @@ def group_temperatures(config: ModelConfig, values: tuple[float, ...]) -> np.nda
     allowed = (
         f"1, {len(config.scales)} (one per scale) or {len(scales)} (one per group) numbers >= 0"
     )
-    fits = len(values) in lengths and min(values) >= 0
+    fits = len(values) in lengths and all(0 <= v < math.inf for v in values)
     require("temperature", values, fits, allowed)
     return np.asarray([values[i] for i in lengths[len(values)]], np.float32)
