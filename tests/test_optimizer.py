@@ -156,6 +156,11 @@ IMPOSSIBLE = {
     "picture_interval": [0],
     "checkpoint_interval": [0],
     "keep_checkpoints": [0],
+    "keep_best": [2],
+    "keep_every": [0],
+    "max_skipped": [0],
+    "max_rollbacks": [-1],
+    "skip_threshold": [0.0],
     "eval_batch_size": [0],
 }
 CASES = [(name, value) for name, values in IMPOSSIBLE.items() for value in values]

@@ -85,6 +85,7 @@ class TrainingConfig:
             self._require(name, value is None or value > 0, "a positive number")
         for name in ("epochs", "batch_size", "accumulation_steps", "parameter_shards"):
             self._require(name, getattr(self, name) <= 10**6, "1 to 1000000")
+        self._require("keep_best", isinstance(self.keep_best, bool), "True or False")
         self._require("max_rollbacks", self.max_rollbacks >= 0, "0 or more")
         self._require("seed", 0 <= self.seed < 2**32, "0 to 2**32 - 1")
         for name in ("weight_decay", "min_learning_rate"):
