@@ -10,10 +10,12 @@ import re
 import shutil
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from stand_in import ACCEPT, FAULTS, arrays, users
 
 from nvae_jax.errors import ConfigError
+from nvae_jax.training import loop
 from nvae_jax.workdir import Workdir
 from nvae_jax.workdir.checkpoints import Checkpoints
 
@@ -79,7 +81,7 @@ def test_many_in_a_row_make_the_run_go_back(user, faults):
     faults["once"] |= dict.fromkeys(range(4, 9), NAN)
     output = user.train("back", SAVES, own=True)
     assert (
-        "5 updates in a row are not finite at step 8: going back to step 3, with other draws and "
+        "5 updates in a row are left out at step 8: going back to step 3, with other draws and "
         "images in another order, the learning rate times 0.5"
     ) in output
     assert "done, 9 steps" in output
@@ -93,7 +95,7 @@ def test_many_in_a_row_make_the_run_go_back(user, faults):
 def test_two_at_the_end_make_the_run_go_back(user, faults):
     faults["once"] |= {8: NAN, 9: NAN}
     output = user.train("end", SAVES, own=True)
-    assert "2 updates in a row are not finite at step 9: going back to step 6" in output
+    assert "2 updates in a row are left out at step 9: going back to step 6" in output
     assert applied(user, "end") == 9
 
 
@@ -128,6 +130,44 @@ def test_a_jump_that_stays_makes_the_run_go_back_and_is_not_saved(user, faults):
     assert max(r.get("train/nelbo", 0) for r in Workdir("jump").records.read_metrics()) == 10
 
 
+def test_a_jump_at_the_end_makes_the_run_go_back(user, faults):
+    faults["once"] |= {8: 50, 9: 50}
+    output = user.train("last", SAVES, own=True)
+    assert "the NELBO has jumped in the last windows at step 9: going back to step 6" in output
+    assert "done, 9 steps" in output
+
+
+def test_another_nelbo_after_an_accepted_change_is_no_jump(user, faults):
+    user.train("changed", SAVES, own=True)
+    faults["always"] |= dict.fromkeys(range(10, 99), 50)
+    more = ("--config.training.epochs=6", "--config.training.weight_decay=0.1", ACCEPT)
+    with pytest.raises(Killed):
+        user.train("changed", *more, preemption=KilledAt(14))
+    output = user.train("changed")
+    assert "resumed after step 12" in output
+    assert "done, 18 steps" in output
+    assert "going back" not in (user.folder / "changed" / "log.txt").read_text()
+
+
+def test_a_change_that_does_not_fit_is_not_written_down(user, monkeypatch):
+    user.train("big", own=True)
+    before = (user.folder / "big" / "config.json").read_bytes()
+
+    def too_large(*_, **__):
+        def update(*_):
+            raise ConfigError("an update needs more memory")
+
+        return update
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "compiled_ahead", too_large)
+        more = ("--config.training.epochs=12", "--config.training.batch_size=16", ACCEPT)
+        assert "more memory" in user.refused("big", *more)
+    assert (user.folder / "big" / "config.json").read_bytes() == before
+    assert not (user.folder / "big" / "changes.jsonl").exists()
+    assert "done, 9 steps" in user.train("big")
+
+
 def test_a_jump_that_does_not_stay_changes_nothing(user, faults):
     faults["once"] |= {5: 50, 6: 50}
     output = user.train("blip", SAVES, own=True)
@@ -159,22 +199,26 @@ def test_a_run_that_went_back_is_resumed_as_if_it_had_not_been_interrupted(user,
         assert user.steps(run) == user.steps("unbroken")
 
 
-def test_a_full_disk_does_not_end_a_run(user, monkeypatch):
-    save, full = Checkpoints.save, [True]
+@pytest.mark.parametrize("method", ["save", "wait_until_finished"])
+@pytest.mark.parametrize("room", [6, 7])
+def test_a_full_disk_does_not_end_a_run(user, monkeypatch, method, room):
+    """Orbax raises at once, or later in a thread; there is room again after step 6, or not yet."""
+    original, run = getattr(ocp.CheckpointManager, method), f"full_{method}_{room}"
 
-    def failing(self, step, state, metadata):
-        if full[0] and step >= 3:
-            full[0] = step < 7
-            raise ConfigError(f"{self.folder} cannot be written: No space left on device")
-        save(self, step, state, metadata)
+    def failing(self, *arguments, **options):
+        done = user.steps(run)
+        if done and 3 <= done[-1] < room:
+            raise ValueError("RESOURCE_EXHAUSTED: No space left on device [file='x']\nmore")
+        return original(self, *arguments, **options)
 
-    monkeypatch.setattr(Checkpoints, "save", failing)
-    output = user.train("full", SAVES, own=True)
-    assert "step 3: a checkpoint is not saved" in output
-    assert "No space left" in output
-    assert output.count("IS NOT SAVED") == 4  # in the lines of steps 4 to 7
+    monkeypatch.setattr(ocp.CheckpointManager, method, failing)
+    output = user.train(run, SAVES, own=True)
+    assert "a checkpoint is not saved" in output
+    assert "No space left on device" in output
+    assert "IS NOT SAVED" in output
     assert "done, 9 steps" in output
-    assert Workdir("full").checkpoints.steps() == [7, 9]
+    assert Workdir(run).checkpoints.steps() == [room, 9]
+    assert applied(user, run) == 9
 
 
 def test_a_run_whose_last_save_fails_is_not_done(user, monkeypatch):
@@ -216,11 +260,21 @@ def damage(run, step, how):
         shutil.rmtree(folder)
         shutil.copytree(run / "checkpoints" / "6", folder)
     else:
-        shutil.rmtree(folder / "state")
+        shutil.rmtree(folder / how.removeprefix("no "))
 
 
 @pytest.mark.parametrize(
-    "how", ["flipped", "truncated", "zeroed", "deleted", "empty folder", "foreign", "no state"]
+    "how",
+    [
+        "flipped",
+        "truncated",
+        "zeroed",
+        "deleted",
+        "empty folder",
+        "foreign",
+        "no state",
+        "no checksums",
+    ],
 )
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(user, request, how):
     run = re.sub(r"\W+", "_", request.node.name)

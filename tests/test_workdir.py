@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nvae_jax.errors import ConfigError
-from nvae_jax.workdir import Workdir
+from nvae_jax.workdir import Workdir, records
 
 
 @pytest.fixture
@@ -144,3 +144,25 @@ def test_what_cannot_be_written_is_refused_before_the_work(tmp_path):
     workdir = Workdir(tmp_path / "run", results=tmp_path / "file" / "below")
     with pytest.raises(ConfigError, match=r"file/below.* cannot be written.*--results=FOLDER"):
         workdir.check_writable()
+
+
+def test_lines_that_cannot_be_written_wait(workdir, monkeypatch, capsys):
+    workdir.log("first")
+    workdir.records.write_metrics(1, {"loss": 1})
+    with monkeypatch.context() as patch:
+
+        def full(path, line):
+            raise ConfigError(f"{path} cannot be written: No space left on device")
+
+        patch.setattr(records, "append_line", full)
+        workdir.log("second")
+        workdir.log("third")
+        workdir.records.write_metrics(2, {"loss": 2})
+        assert capsys.readouterr().out.count("its lines wait in memory") == 2
+        assert [r["step"] for r in workdir.records.read_metrics()] == [1, 2]
+    workdir.log("fourth")
+    workdir.records.write_metrics(3, {"loss": 3})
+    lines = (workdir.path / "log.txt").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in lines] == ["first", "second", "third", "fourth"]
+    content = (workdir.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in content] == [1, 2, 3]

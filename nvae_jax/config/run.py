@@ -51,7 +51,8 @@ class RunConfig:
         Raises:
           ConfigError: the dataset has no such field.
         """
-        moved = {name: place for name, place in places.items() if place is not None}
+        # On a command line, a folder named 2024 reads as a number.
+        moved = {name: str(place) for name, place in places.items() if place is not None}
         for name, place in moved.items():
             fields = [field for field in names_of(type(self.data)) if field in PLACES]
             allowed = ", ".join(fields) or "nothing"

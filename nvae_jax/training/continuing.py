@@ -23,6 +23,7 @@ from nvae_jax.training.state import TrainState
 from nvae_jax.workdir import Workdir
 from nvae_jax.workdir.checkpoints import Checkpoints
 from nvae_jax.workdir.integrity import DamagedError, NotFiniteError
+from nvae_jax.workdir.manifest import Manifest
 
 
 class Going:
@@ -54,12 +55,13 @@ class Going:
             workdir.log(f"no checkpoints, and moved out of the way: {places}")
         self.step = workdir.checkpoints.latest_step()
         self._changes: list[str] = []
+        self._manifest: Manifest | None = None
         if self.step is not None:
             saved = read_run(workdir.load_config())
             self._changes = list(map(str, check_changes(saved, run, accept, str(workdir.path))))
 
     def agree(self, dataset: Dataset, total_steps: int) -> None:
-        """Compares the images with those of before, and writes down what the run is from now on.
+        """Compares the images with those of before; a fresh run is written down.
 
         Raises:
           ConfigError: the images are others than before without consent, or nothing is left to
@@ -73,12 +75,25 @@ class Going:
             epochs = self._run.training.epochs
             steps = f"more than the {self.step:,} steps that are trained ({total_steps:,} now)"
             require("training.epochs", epochs, self.step <= total_steps, steps)
-        self._workdir.save_config(self._run.to_dict())
-        self._workdir.save_images(manifest)
-        if self._changes:
-            self._workdir.records.write_changes(self.step or 0, self._changes)
+        self._manifest = manifest
+        if self.step is None:
+            self.write_down()
         for note in dataset.notes:
             self._workdir.log(f"{dataset.name}: {note}")
+
+    def write_down(self) -> bool:
+        """Writes down what the run is from now on, once it is known that it can go on so.
+
+        Returns: whether it is written down that something has changed.
+        """
+        if self._manifest is None:
+            return False
+        self._workdir.save_config(self._run.to_dict())
+        self._workdir.save_images(self._manifest)
+        if self._changes:
+            self._workdir.records.write_changes(self.step or 0, self._changes)
+        self._manifest = None
+        return bool(self._changes)
 
     def restore(self, wanted: TrainState) -> TrainState:
         """The state of the checkpoint, with shapes and shardings as `wanted` has them."""

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 from jax import Array
@@ -27,7 +26,13 @@ _SHOWN = 12
 
 
 def diagnose(
-    config: ModelConfig, training: TrainingConfig, state: TrainState, batch: Batch, flip: bool
+    config: ModelConfig,
+    training: TrainingConfig,
+    state: TrainState,
+    step: int,
+    batch: Batch,
+    beta: Array,
+    flip: bool,
 ) -> str:
     """The report on the last sound state of a run and the images of the update that failed.
 
@@ -35,7 +40,9 @@ def diagnose(
       config: the model's configuration.
       training: how the run is trained.
       state: the state.
+      step: the number of that update, from 1.
       batch: the images, as in `Program.batch`.
+      beta: the KL's weight then.
       flip: as in `make_program`.
     """
     loss = make_loss(config, training)
@@ -44,14 +51,13 @@ def diagnose(
     def measure(params: Any, batch_stats: Any, batch: Batch, seed: Array, step: Array) -> Any:
         key = jax.random.fold_in(jax.random.key(seed), step)
         x = batch_pixels(config.image, batch, seed, flip)
-        gradient = jax.grad(loss, has_aux=True)(params, batch_stats, x, key, jnp.float32(1))
+        gradient = jax.grad(loss, has_aux=True)(params, batch_stats, x, key, beta)
         return gradient, (x.min(), x.max())
 
-    # The update that failed is the one before this step.
-    arguments = state.params, state.batch_stats, batch, state.seed, state.step - 1
+    arguments = state.params, state.batch_stats, batch, state.seed, np.int32(step - 1)
     (gradient, (metrics, statistics)), (lowest, highest) = measure(*arguments)
     lines = [
-        f"After step {int(state.step):,}, with the state before it and the images of that update:",
+        f"Update {step:,}, with the last sound state and the images of that update:",
         f"  pixels              {float(lowest):.3g} to {float(highest):.3g}",
         *(
             f"  {name:<19} {float(metrics[name]):.6g} nats per image"

@@ -29,6 +29,7 @@ from nvae_jax.training.continuing import Going, effective_seed
 from nvae_jax.training.diagnosis import REMEDIES, diagnose
 from nvae_jax.training.fitting import check_memory, refusing_exhausted
 from nvae_jax.training.guard import STRETCH, easing
+from nvae_jax.training.objective import kl_weight
 from nvae_jax.training.program import Program, make_program
 from nvae_jax.training.recorder import Recorder
 from nvae_jax.training.state import TrainState
@@ -148,6 +149,7 @@ def _train(job: _Job, preemption: Preemption | None) -> dict[str, float] | None:
         state = state or start_or_resume(job)
     else:
         update = program.update
+        job.going.write_down()
     draw = make_pictures(model, job.dataset.test)
     recorder = Recorder(
         workdir,
@@ -166,9 +168,12 @@ def _train(job: _Job, preemption: Preemption | None) -> dict[str, float] | None:
                 if not updates.run(preemption):
                     return None
                 return recorder.finish(job.total_steps, updates.state)
-            except (DivergenceError, NotFiniteError) as trouble:
-                state = _go_back(job, updates, trouble)
-                recorder.restart(int(state.step))
+            except (DivergenceError, NotFiniteError) as error:
+                # Its traceback would keep a state alive while another one is restored.
+                trouble = str(error)
+            recorder.settle(updates.step)
+            state = _go_back(job, updates, trouble)
+            recorder.restart(int(state.step))
 
 
 class _Updates:
@@ -176,12 +181,14 @@ class _Updates:
 
     Attributes:
       state: the last one.
-      batch: that of the last update that is known to be done.
+      step: of the last update that is known to be done.
+      batch: its images.
     """
 
     def __init__(self, job: _Job, update: Any, state: TrainState, recorder: Recorder):
         self._job, self._update, self._recorder = job, update, recorder
         self.state: Any = state
+        self.step = int(state.step)
         self.batch: Any = None
         self._running: collections.deque[tuple[int, Any, dict[str, jax.Array]]] = (
             collections.deque()
@@ -209,6 +216,8 @@ class _Updates:
                     seconds = time.monotonic() - job.start
                     job.workdir.log(f"first step done {seconds:.0f} s after the start")
                     recorder.restart_clock()
+                    if job.going.write_down():
+                        recorder.expect_another_nelbo()
                 recorder.record(step, metrics, self.state)
                 if preemption and preemption.requested(step) and step < job.total_steps:
                     self._wait(0)
@@ -219,12 +228,12 @@ class _Updates:
     def _wait(self, steps_ahead: int) -> None:
         """Waits until no more updates than these are under way, and looks at the others."""
         while len(self._running) > steps_ahead:
-            step, self.batch, metrics = self._running.popleft()
+            self.step, self.batch, metrics = self._running.popleft()
             jax.block_until_ready(metrics)
-            self._recorder.skipped(step, metrics, self.batch["index"])
+            self._recorder.skipped(self.step, metrics, self.batch["index"])
 
 
-def _go_back(job: _Job, updates: _Updates, trouble: Exception) -> TrainState:
+def _go_back(job: _Job, updates: _Updates, trouble: str) -> TrainState:
     """The state to go on from after a trouble.
 
     Raises:
@@ -233,8 +242,10 @@ def _go_back(job: _Job, updates: _Updates, trouble: Exception) -> TrainState:
     health = updates.state.health
     most = job.run.training.max_rollbacks
     if int(health.recent) >= most:
+        training, step = job.run.training, updates.step
+        beta = kl_weight(step - 1, job.total_steps, training.kl_warmup, training.kl_constant)
         report = diagnose(
-            job.run.model, job.run.training, updates.state, updates.batch, job.dataset.flip
+            job.run.model, training, updates.state, step, updates.batch, beta, job.dataset.flip
         )
         place = job.workdir.write("report.txt", report.encode())
         raise FloatingPointError(

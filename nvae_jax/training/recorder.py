@@ -14,12 +14,14 @@ from jax import Array
 from nvae_jax.config.run import RunConfig
 from nvae_jax.data.baselines import independent_pixels
 from nvae_jax.data.sources import Dataset
+from nvae_jax.errors import ConfigError
 from nvae_jax.evaluation.pictures import draw_curves
 from nvae_jax.memory import give_back_freed_memory
 from nvae_jax.model.distributions import bits_per_dimension
 from nvae_jax.training.metrics import flatten_metrics, mean_metrics
 from nvae_jax.training.saving import Saver
 from nvae_jax.training.state import TrainState
+from nvae_jax.training.tensorboard import TensorBoard
 from nvae_jax.training.watch import DivergenceError, Watch
 from nvae_jax.workdir import Workdir
 from nvae_jax.workdir.integrity import on_host
@@ -61,14 +63,21 @@ class Recorder:
         self._draw = draw
         self._saver = Saver(workdir)
         self.restart(step)
-        self._tensorboard = _tensorboard_writer(workdir)
+        self._tensorboard = TensorBoard(workdir)
         self._steps = 0
 
     def restart(self, step: int) -> None:
         """Starts to write down what comes after `step`, and drops what was written of that."""
         self._workdir.records.truncate_metrics(step)
-        records = self._workdir.records.read_metrics()
-        self._watch = Watch(x["train/nelbo"] for x in records if "train/nelbo" in x)
+        # With other settings or images than before, another NELBO is usual.
+        first = self._workdir.records.last_change(step)
+        windows = (
+            record["train/nelbo"]
+            for record in self._workdir.records.read_metrics()
+            # Of several processes, others may read the file before the first one has cut it.
+            if "train/nelbo" in record and first < record["step"] <= step
+        )
+        self._watch = Watch(windows)
         self._window: list[dict[str, Array]] = []
         self._save_is_due = False
         self._validated: tuple[int, float | None] = (0, None)  # the last step, and its NELBO
@@ -114,15 +123,18 @@ class Recorder:
         if self._steps == FIRST_STEPS:
             self._estimate(step, metrics)
         if self._is_due(step, self._training.log_interval):
+            self._saver.settle(step)
             self._log(step)
-            self._saver.retry(step, state)
+            if step == self._total_steps:
+                self._watch.end(step)
         if self._is_due(step, self._training.eval_interval):
             with self._off_the_clock():
                 self._validation(step, state)
         if self._is_due(step, self._training.picture_interval):
             with self._off_the_clock():
                 self._pictures(step, state)
-        self._save_is_due |= self._is_due(step, self._training.checkpoint_interval)
+        again = self._saver.failed and self._is_due(step, self._training.log_interval)
+        self._save_is_due |= again or self._is_due(step, self._training.checkpoint_interval)
         if self._save_is_due and (step == self._total_steps or self._is_sound(metrics)):
             with self._off_the_clock():
                 self._save(step, state)
@@ -131,11 +143,20 @@ class Recorder:
         """Saves `step`, if that is not done yet and it is sound, and closes what is open."""
         if self._is_sound(metrics):
             self._saver.complete(step, state)
+        self._saver.settle(step, wait=True)
         saved = self._workdir.checkpoints.latest_step()
         self._close()
         self._workdir.log(
             f"interrupted after step {step:,}; the same command goes on after step {saved or 0:,}"
         )
+
+    def expect_another_nelbo(self) -> None:
+        """Forgets which NELBO is usual: the run goes on with other settings or images."""
+        self._watch = Watch()
+
+    def settle(self, step: int) -> None:
+        """Waits for the save under way; if it fails, the log says so, and the run goes on."""
+        self._saver.settle(step, wait=True)
 
     def restart_clock(self) -> None:
         """Leaves out of the next figures of speed what came before."""
@@ -174,8 +195,7 @@ class Recorder:
 
     def _close(self) -> None:
         self._workdir.checkpoints.close()
-        if self._tensorboard:
-            self._tensorboard.close()
+        self._tensorboard.close()
 
     def _is_due(self, step: int, interval: int) -> bool:
         return step % interval == 0 or step == self._total_steps
@@ -205,6 +225,10 @@ class Recorder:
         self._window_start = time.monotonic()
         applied = [metrics for metrics in window if not int(metrics["skipped"])]
         if not applied:
+            self._workdir.log(
+                f"step {step:,}/{self._total_steps:,}  all {len(window):,} updates since the last "
+                f"of these lines are left out{self._saver.note}"
+            )
             return
         means: dict[str, Any] = mean_metrics(applied)
         means |= {"skipped": len(window) - len(applied)}
@@ -242,9 +266,11 @@ class Recorder:
             raise DivergenceError(step, str(error)) from error
         for name, rows in pictures.items():
             columns, images = rows.shape[1], rows.reshape(-1, *rows.shape[2:])
-            self._workdir.save_picture(f"{name}_{step:06d}", images, columns)
-            if self._tensorboard:
-                self._tensorboard.write_images(step, {name: image_grid(images, columns)[None]})
+            try:
+                self._workdir.save_picture(f"{name}_{step:06d}", images, columns)
+            except ConfigError as error:
+                self._workdir.log(f"step {step:,}: a picture is not saved ({error})")
+            self._tensorboard.images(step, name, image_grid(images, columns)[None])
 
     def _is_sound(self, metrics: dict[str, Array]) -> bool:
         """Whether to go back to this state, should there be trouble later."""
@@ -261,23 +287,12 @@ class Recorder:
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         self._workdir.records.write_metrics(step, values)
-        if self._tensorboard:
-            self._tensorboard.write_scalars(step, values)
-            self._tensorboard.flush()
+        self._tensorboard.scalars(step, values)
 
     def _in_both_units(self, nats: SupportsFloat) -> str:
         nats = float(nats)
         bits = bits_per_dimension(nats, self._image.num_dimensions)
         return f"{nats:.2f} nats ({bits:.3f} bits/dim)"
-
-
-def _tensorboard_writer(workdir: Workdir) -> Any:
-    """A writer of TensorBoard files on the first process, else None."""
-    if jax.process_index() != 0:
-        return None
-    from clu.metric_writers import SummaryWriter
-
-    return SummaryWriter(str(workdir.path / "tensorboard"))
 
 
 def _duration(seconds: float) -> str:

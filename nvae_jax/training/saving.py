@@ -29,19 +29,32 @@ class Saver:
             return ""
         return f"  THE CHECKPOINT OF STEP {self._failed:,} IS NOT SAVED"
 
-    def retry(self, step: int, state: TrainState) -> None:
-        """Looks whether the last save has failed, and tries again if it has."""
+    @property
+    def failed(self) -> bool:
+        """Whether the last save is known to have failed."""
+        return self._failed is not None
+
+    def settle(self, step: int, wait: bool = False) -> None:
+        """Looks whether the last save has failed, after `step`; the log says so.
+
+        Args:
+          step: the last one.
+          wait: whether to wait for a save that is under way.
+        """
+        checkpoints = self._workdir.checkpoints
         try:
-            self._workdir.checkpoints.check()
+            if wait:
+                checkpoints.wait()
+            else:
+                checkpoints.settle()
         except ConfigError as error:
             self._fail(step, error)
-        if self._failed is not None:
-            self.save(step, state)
 
     def save(self, step: int, state: TrainState, nelbo: float | None = None) -> None:
         """Starts to save a state, which is being written when this returns.
 
-        If it fails, or the save before it did, the log says so, and `retry` tries again.
+        If it fails, or the save before it did, the log says so. A state that is saved already is
+        not saved again.
 
         Args:
           step: the state's.
@@ -51,7 +64,8 @@ class Saver:
         metadata: dict[str, Any] = {"step": step} | ({} if nelbo is None else {NELBO: nelbo})
         for _ in range(2):  # the first time, the error may be that of the save before
             try:
-                self._workdir.checkpoints.save(step, state, metadata)
+                if self._workdir.checkpoints.latest_step() != step:
+                    self._workdir.checkpoints.save(step, state, metadata)
             except NotFiniteError:
                 raise
             except ConfigError as error:
@@ -67,13 +81,7 @@ class Saver:
           ConfigError: it cannot be written.
         """
         checkpoints = self._workdir.checkpoints
-        try:
-            saved = checkpoints.latest_step() == step
-        except ConfigError as error:
-            self._fail(step, error)
-            saved = False
-        if not saved:
-            self.save(step, state, nelbo)
+        self.save(step, state, nelbo)
         checkpoints.close()
         if checkpoints.latest_step() != step:
             raise ConfigError(

@@ -113,7 +113,9 @@ def make_train_step(
         }
         old = state.params, state.batch_stats, state.opt_state, state.ema_params
         new = params, batch_stats, opt_state, ema_params
-        applied = all_finite((new, metrics["loss"])) & within_band(training, state.health, norm)
+        applied = all_finite((new, metrics["loss"], norm)) & within_band(
+            training, state.health, norm
+        )
         step = state.step + 1
         health = after_update(training, state.health, step, norm, applied)
         metrics |= {"skipped": 1 - applied.astype(jnp.int32), "skipped_in_a_row": health.skipped}

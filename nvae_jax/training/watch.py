@@ -59,6 +59,15 @@ class Watch:
                 step, f"the NELBO has jumped from {usual:.1f} to {nelbo:.1f} nats"
             )
 
+    def end(self, step: int) -> None:
+        """Takes the end of the run.
+
+        Raises:
+          DivergenceError: the NELBO is up, and no window is left that could show that it stays.
+        """
+        if self.suspicious:
+            raise DivergenceError(step, "the NELBO has jumped in the last windows")
+
     def skipped(self, step: int, in_a_row: int, most: int) -> None:
         """Takes the number of updates that were left out one after the other.
 
@@ -66,7 +75,7 @@ class Watch:
           DivergenceError: there are `most` of them.
         """
         if in_a_row >= most:
-            raise DivergenceError(step, f"{in_a_row} updates in a row are not finite")
+            raise DivergenceError(step, f"{in_a_row} updates in a row are left out")
 
     def validation(self, step: int, nelbo: float) -> None:
         """Takes a validation.

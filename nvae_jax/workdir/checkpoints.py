@@ -23,11 +23,12 @@ from nvae_jax.workdir.integrity import (
     inspected,
     named,
 )
-from nvae_jax.workdir.orbax import open_manager, reading_checkpoint
+from nvae_jax.workdir.orbax import open_manager, reading_checkpoint, writing_checkpoint
 from nvae_jax.workdir.retention import Keep
 
 T = TypeVar("T")
 
+_FORMAT = "format"  # among the metadata
 NELBO = "validation_nelbo"  # what the metadata call it, if the state was validated
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of Orbax's folders
 
@@ -71,14 +72,14 @@ class Checkpoints:
         if bad:
             raise NotFiniteError(f"step {step} is not finite in {first_few(bad)}; allowed: numbers")
         # A copy, because the caller may change its own while this one is being written.
-        metadata = json.loads(json.dumps(metadata))
+        metadata = json.loads(json.dumps(metadata)) | {_FORMAT: 2}
         items = {
             "state": ocp.args.PyTreeSave(state),
             "metadata": ocp.args.JsonSave(metadata),
             "checksums": ocp.args.JsonSave(checksums | _checksum(metadata)),
         }
         # By force, because the caller decides when to save; Orbax would skip steps silently.
-        with writing(self.folder):
+        with writing_checkpoint(self.folder):
             self._open().save(step, args=ocp.args.Composite(**items), force=True)
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
         self._unverified = step, shapes
@@ -129,7 +130,7 @@ class Checkpoints:
         )
         items = {"state": arrays, "metadata": ocp.args.JsonRestore()}
         has_checksums = (self.folder / str(step) / "checksums").exists()
-        if has_checksums:  # earlier versions wrote none
+        if has_checksums:
             items["checksums"] = ocp.args.JsonRestore()
         with self._reading(step):
             restored = manager.restore(step, args=ocp.args.Composite(**items))
@@ -137,11 +138,13 @@ class Checkpoints:
         if has_checksums:
             read = checksums | _checksum(restored.metadata)
             self._compare(step, restored.checksums, read)
+        elif _FORMAT in restored.metadata:  # the first format has none
+            raise DamagedError(f"{where} has lost its checksums; allowed: a whole one")
         if bad:
             raise NotFiniteError(
                 f"{where} is not finite in {first_few(bad)}; allowed: a finite one"
             )
-        return restored.state, restored.metadata
+        return restored.state, {k: v for k, v in restored.metadata.items() if k != _FORMAT}
 
     def newest(
         self, read: Callable[[int], T], *skipped: type[ConfigError]
@@ -202,11 +205,15 @@ class Checkpoints:
         """The latest checkpoint's step, or None, after waiting for the save in progress."""
         return max(self.steps(), default=None)
 
-    def check(self) -> None:
-        """Raises the error of the save in progress, if it has failed already; does not wait."""
-        if self._manager is not None:
-            with writing(self.folder):
-                self._manager.check_for_errors()
+    def settle(self) -> None:
+        """As `wait`, if the last save has come to its end already.
+
+        Several processes, which may see that at different times, leave it to the next save.
+        """
+        if self._manager is None or jax.process_count() > 1:
+            return
+        if not self._manager.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
         """Waits for the save in progress, if any, verifies it, and deletes what it replaces.
@@ -217,7 +224,7 @@ class Checkpoints:
         """
         if self._manager is None:
             return
-        with writing(self.folder):
+        with writing_checkpoint(self.folder):
             self._manager.wait_until_finished()
         if self._unverified is not None:
             (step, shapes), self._unverified = self._unverified, None
@@ -281,7 +288,7 @@ class Checkpoints:
         manager = self._open()
         steps = list(manager.all_steps())
         for step in set(steps) - self._keep.chosen(steps, self._nelbo(steps)):
-            with writing(self.folder):
+            with writing_checkpoint(self.folder):
                 manager.delete(step)
 
     def _nelbo(self, steps: list[int]) -> dict[int, float]:

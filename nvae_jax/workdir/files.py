@@ -12,8 +12,8 @@ from nvae_jax.errors import writing
 
 def folder_path(path: str | os.PathLike[str]) -> epath.Path:
     """The path of a folder, absolute unless it is in a bucket."""
-    folder = epath.Path(path)
-    return folder if is_remote(folder) else folder.expanduser().absolute()
+    folder = epath.Path(os.path.expanduser(path))
+    return folder if is_remote(folder) else folder.absolute()
 
 
 def write(path: epath.Path, content: bytes) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import orbax.checkpoint as ocp
 from etils import epath
 
-from nvae_jax.errors import reading, reason, writing
+from nvae_jax.errors import ConfigError, reading, reason, writing
 from nvae_jax.workdir.integrity import DamagedError
 
 _OTHER_READS = 1.0  # seconds in which the threads of a failed reading end
@@ -36,6 +36,19 @@ def open_manager(folder: epath.Path) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(
             folder, options=ocp.CheckpointManagerOptions(), handler_registry=registry
         )
+
+
+@contextlib.contextmanager
+def writing_checkpoint(folder: epath.Path) -> Iterator[None]:
+    """Refuses what cannot be written; Orbax raises all kinds of errors for it."""
+    with writing(folder):
+        try:
+            yield
+        except (ConfigError, OSError):
+            raise
+        except Exception as error:
+            cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise OSError(cause) from error
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ class ImageFolder(DataConfig):
         return self._reader(cover_and_crop if self.fit == "random_crop" else _FITS[self.fit])
 
     def open(self) -> Dataset:
-        root = Path(self.path).expanduser()
+        root = Path(os.path.expanduser(self.path))
         verdicts, notes = self._checked(root)
         train, test = split_files(verdicts, self.test_fraction)
         allowed = f"a folder with 2 or more different images (of {len(verdicts)} it has 1)"
