@@ -118,7 +118,7 @@ def read_flags(
       mode: a key of `modes`.
       modes: as for `define_flags`.
       given: flags by name; those that are None, or belong to no mode, are ignored.
-      elsewhere: what else is meant where the mode has no option of a name.
+      elsewhere: by name, what to suggest where the mode has no such option.
 
     Returns:
       An instance of the mode's dataclass; fields without a flag have their defaults.

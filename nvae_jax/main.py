@@ -7,8 +7,8 @@ A run that exists goes on by `--workdir DIR` alone, with the configuration that 
 fields may be given on top.
 
 The exit code is 0 when all is done, or when a signal asked a run to stop and it was saved; 2 when
-what was asked for is impossible, with one line that says why; and 1 with a traceback when something
-went wrong.
+what was asked for is impossible, with one line that says why; 3 when a run diverged and going back
+did not help; and 1 with a traceback when something went wrong.
 """
 
 import signal

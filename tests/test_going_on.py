@@ -45,7 +45,7 @@ def test_a_run_goes_on_by_its_folder_alone(user, done):
     assert json.loads((user.folder / run / "done.json").read_text())["step"] == 12
     # From now on that is the run.
     assert "done, 12 steps" in user.train(run)
-    assert "allowed: more than the 12 steps" in user.refused(
+    assert "allowed: at least the 12 steps" in user.refused(
         run, "--config.training.epochs=2", ACCEPT
     )
 
@@ -165,5 +165,5 @@ def test_another_batch_size_moves_the_end(user, done):
     run = copy(done, "batches")
     batch = "--config.training.batch_size=16"
     assert "batch_size is 16, saved: 8" in user.refused(run, batch)
-    assert "more than the 9 steps that are trained (3 now)" in user.refused(run, batch, ACCEPT)
+    assert "at least the 9 steps that are trained (these are 3)" in user.refused(run, batch, ACCEPT)
     assert "done, 12 steps" in user.train(run, batch, "--config.training.epochs=12", ACCEPT)

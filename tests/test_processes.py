@@ -112,7 +112,7 @@ def unbroken_pair(runs):
     return runs.final_arrays("pair")
 
 
-INTERRUPTED = r"interrupted after step (\d+); the same command goes on after step \1\b"
+INTERRUPTED = r"interrupted after step (\d+); the same command resumes after step \1\b"
 
 
 # See `interruptions.py` for many moments of a longer run.

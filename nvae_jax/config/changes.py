@@ -67,11 +67,11 @@ def changes(saved: RunConfig, given: RunConfig) -> list[Change]:
 def check_changes(
     saved: RunConfig, given: RunConfig, accept: bool, where: str = "the run"
 ) -> list[Change]:
-    """The fields with which a run that has checkpoints is continued otherwise than before.
+    """The fields whose values change when a run that has checkpoints goes on.
 
     Args:
       saved: the run as it was.
-      given: the run as it shall go on.
+      given: the run with the settings that it is to go on with.
       accept: whether fields may change that change what is learned.
       where: the run, for messages.
 

@@ -116,7 +116,7 @@ def exhibits(model: TrainedModel, draws: int) -> Iterator[Exhibit]:
     yield Exhibit(
         "What the scales hold",
         ReconstructOptions(images=images, temperature=(0.7,)),
-        "A test image, then an image that takes none of its scales, its coarsest scale, its two "
+        "A test image, then an image that shares none of its scales, its coarsest scale, its two "
         "coarsest, … up to all, which is its reconstruction; the rest is drawn from the prior, "
         "with the same draws in all columns.",
     )

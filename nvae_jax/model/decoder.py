@@ -150,11 +150,11 @@ class Decoder(nn.Module):
         Args:
           encoded: what `Encoder` returns; None: sample from the prior.
           num_images: B.
-          noise: one standard-normal (B, h, w, Z) a group, top-down, or PRNG keys: one a group, or
-            (groups, B).
+          noise: one standard-normal (B, h, w, Z) per group, top-down, or PRNG keys: one per group,
+            or (groups, B).
           temperatures: (groups,), of the prior, when sampling from it.
           train: normalise by the batch.
-          latents: (B, h, w, Z) a group, top-down, in place of the prior's where `given` is true.
+          latents: (B, h, w, Z) per group, top-down, in place of the prior's where `given` is true.
           given: (groups, B) bool.
 
         Returns: (B, H, W, parameters) float32, and what the groups have drawn, in stacks of groups

@@ -45,7 +45,7 @@ class Encoder(nn.Module):
 
         Returns:
           top: (B, h, w, C_top) that the first group's posterior is read from.
-          taps: one array (groups, B, h, w, C) a scale, finest first, groups bottom-up.
+          taps: one array (groups, B, h, w, C) per scale, finest first, groups bottom-up.
         """
         config = self.config
         dtype = jnp.dtype(config.dtype)

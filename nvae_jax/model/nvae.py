@@ -44,7 +44,7 @@ class NVAEOutput:
 
 @flax.struct.dataclass
 class Latents:
-    """Latents of all groups, one array (B, h, w, Z) a group, top-down.
+    """Latents of all groups, one array (B, h, w, Z) per group, top-down.
 
     values: as `NVAE.decode` accepts them.
     noise: the same as standard-normal draws, with which `NVAE.sample_prior` gets the same image at
@@ -76,9 +76,9 @@ class NVAE(nn.Module):
         Args:
           x: (B, H, W, C) in [0, 1].
           train: normalise by the batch rather than by the running statistics.
-          noise: standard-normal draws (B, h, w, Z), one a group, top-down; or (B,) PRNG keys, one
-            an image, whose draws do not depend on the rest of the batch; without it they come from
-            the RNG stream `sample`.
+          noise: standard-normal draws (B, h, w, Z), one array per group, top-down; or (B,) PRNG
+            keys, one per image, whose draws do not depend on the rest of the batch; without it they
+            come from the RNG stream `sample`.
 
         Raises: ValueError if the shape of `x` or of the noise is not the configuration's.
         """
@@ -128,7 +128,7 @@ class NVAE(nn.Module):
         """Decodes latents; groups that are not given are drawn from the prior.
 
         Args:
-          latents: (B, h, w, Z), one a group, top-down; ignored in groups that are not given.
+          latents: (B, h, w, Z) per group, top-down; ignored in groups that are not given.
           given: (groups,) or (B, groups) bool, top-down; by default all are.
           temperature: of the prior, as in `sample_prior`.
           noise: as in `__call__`, for the groups that are not given.
@@ -155,7 +155,7 @@ class NVAE(nn.Module):
 
         Args:
           num_images: B.
-          temperature: multiplies the prior's sigma; one number, or one a group (top-down).
+          temperature: multiplies the prior's sigma; one number, or one per group, top-down.
           noise: as in `__call__`.
           train: normalise by the batch, for recalibrating the running statistics.
 

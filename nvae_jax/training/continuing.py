@@ -73,7 +73,7 @@ class Going:
             consent(images, self._accept, str(self._workdir.path))
             self._changes += images
             epochs = self._run.training.epochs
-            steps = f"more than the {self.step:,} steps that are trained ({total_steps:,} now)"
+            steps = f"at least the {self.step:,} steps that are trained (these are {total_steps:,})"
             require("training.epochs", epochs, self.step <= total_steps, steps)
         self._manifest = manifest
         if self.step is None:

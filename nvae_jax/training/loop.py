@@ -139,8 +139,8 @@ def _train(job: _Job, preemption: Preemption | None) -> dict[str, float] | None:
         state = job.going.restore(program.state)
     if state is None or int(state.step) != job.total_steps:
         workdir.log(
-            "compiling the update: minutes the first time, seconds later; if XLA prints that "
-            "something is slow, it goes on all the same"
+            "compiling the update: minutes the first time, seconds later; a warning of XLA that "
+            "compilation is slow can be ignored"
         )
         check = functools.partial(check_memory, mesh=job.mesh, training=job.run.training)
         shapes = program.state, program.batch

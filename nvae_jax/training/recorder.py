@@ -147,7 +147,7 @@ class Recorder:
         saved = self._workdir.checkpoints.latest_step()
         self._close()
         self._workdir.log(
-            f"interrupted after step {step:,}; the same command goes on after step {saved or 0:,}"
+            f"interrupted after step {step:,}; the same command resumes after step {saved or 0:,}"
         )
 
     def expect_another_nelbo(self) -> None:

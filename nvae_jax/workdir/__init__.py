@@ -6,7 +6,7 @@
 `pictures/<name>.png`    grids of images
 `log.txt`                what the run said, line by line
 `metrics.jsonl`          what it measured, one JSON object per line
-`changes.jsonl`          what it was continued otherwise with, and after which step
+`changes.jsonl`          the settings that were changed, and after which step
 `images.json.gz`         the images that it is trained and tested on
 `lock.json`              the process that is training in it
 `done.json`              the last validation; it exists once training has come to its end

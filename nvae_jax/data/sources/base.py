@@ -81,10 +81,10 @@ class Recipe:
       builder: its name in TFDS.
       splits: the names there of the splits to train and to test on.
       files: what to fetch: names that the builder has checksums for, or URLs.
-      images: how many images there are, and
-      image_bytes: the most bytes of one as it is stored; both to know whether the dataset
-        fits the disk.
-      by_hand: what to do where a program cannot fetch it.
+      images: the number of images.
+      image_bytes: the size of the largest image as it is stored; with `images` it tells whether
+        the dataset fits the disk.
+      by_hand: what to do where a program cannot fetch the files.
     """
 
     builder: str

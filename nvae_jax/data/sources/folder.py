@@ -25,7 +25,7 @@ from nvae_jax.image_spec import ImageSpec
 
 _FITS = {"crop": cover_and_crop, "random_crop": cover, "stretch": stretch, "pad": contain_and_pad}
 _SHOWN = 5  # unreadable files that a message names
-# Of pictures that cameras and people make and Pillow does not read without a plugin.
+# Formats of cameras and drawing programs that Pillow does not read without a plugin.
 _UNREAD = {".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".svg"}
 
 
