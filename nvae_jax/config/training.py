@@ -13,7 +13,7 @@ BalanceRule = Literal["square", "sqrt", "linear", "equal"]
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """The section `training`, in the terms of the paper (NVAE, §3.2-3.3 and appendix A).
+    """The section `training`, in the terms of the paper (NVAE, §3.2 and appendix A).
 
     Raises:
       ConfigError: a value is impossible; the message names the field.

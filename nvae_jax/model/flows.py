@@ -1,4 +1,4 @@
-"""Autoregressive flows that make the posterior of a group more expressive (NVAE, §3.4)."""
+"""Autoregressive flows that make the posterior of a group more expressive (NVAE, §3.2)."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def make_optimizer(
 def make_links(
     config: TrainingConfig, steps_per_epoch: int, mesh: Mesh | None = None
 ) -> dict[str, optax.GradientTransformation]:
-    """The optimiser's transformations by name, in their order (NVAE, §3.2-3.3)."""
+    """The optimiser's transformations by name, in their order (NVAE, §3.2)."""
     links = {
         # Not by the run's seed, which would be a constant of the program; any start will do.
         "spectral": spectral_regularization(jax.random.key(0), mesh),

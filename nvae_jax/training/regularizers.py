@@ -148,7 +148,7 @@ def spectral_penalty(params: Any, u: Any, v: Any) -> Array:
 def spectral_regularization(
     key: Array, mesh: Mesh | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Adds λ · ∂/∂params of the sum of all convolutions' largest singular values (NVAE, §3.3).
+    """Adds λ · ∂/∂params of the sum of all convolutions' largest singular values (NVAE, §3.2).
 
     The singular vectors persist in the state and follow the kernels by a few rounds of power
     iteration per update; they carry no gradient themselves. The gradient passes through the weight
