@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-_OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?!howto|api|gallery)([\w./-]*(?:\.py|/README\.md))\)")
+_OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+([\w./-]+(?:\.py|/README\.md))\)")
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
