@@ -8,7 +8,7 @@ Result: 2.03 bits/dim in the paper.
 
 from ml_collections import ConfigDict
 
-from configs import default
+from nvae_jax.configs import default
 
 
 def get_config() -> ConfigDict:

@@ -11,7 +11,7 @@ Result: 2.03 bits/dim in the paper.
 
 from ml_collections import ConfigDict
 
-from configs import celeba64
+from nvae_jax.configs import celeba64
 
 
 def get_config() -> ConfigDict:

@@ -9,7 +9,7 @@ variant, and better samples. How it divides its groups is not published; this is
 
 from ml_collections import ConfigDict
 
-from configs import cifar10
+from nvae_jax.configs import cifar10
 
 
 def get_config() -> ConfigDict:

@@ -11,7 +11,7 @@ Result: 2.91 bits/dim in the paper.
 
 from ml_collections import ConfigDict
 
-from configs import cifar10
+from nvae_jax.configs import cifar10
 
 
 def get_config() -> ConfigDict:

@@ -7,7 +7,7 @@ Hardware and time: any; the benchmark uses images of random bytes and needs no d
 
 from ml_collections import ConfigDict
 
-from configs import default
+from nvae_jax.configs import default
 
 
 def get_config() -> ConfigDict:

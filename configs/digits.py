@@ -5,7 +5,7 @@ Command: python -m nvae_jax.main --config configs/digits.py --workdir runs/digit
 
 from ml_collections import ConfigDict
 
-from configs import default
+from nvae_jax.configs import default
 
 
 def get_config() -> ConfigDict:

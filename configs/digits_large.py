@@ -8,7 +8,7 @@ Result: 273.6 nats; the original reached 274.0 and 274.2 with two seeds, 2.1 mil
 
 from ml_collections import ConfigDict
 
-from configs import digits
+from nvae_jax.configs import digits
 
 
 def get_config() -> ConfigDict:

@@ -5,7 +5,7 @@ Command: python -m nvae_jax.main --config configs/digits_one_group.py --workdir 
 
 from ml_collections import ConfigDict
 
-from configs import digits
+from nvae_jax.configs import digits
 
 
 def get_config() -> ConfigDict:

@@ -8,7 +8,7 @@ Result: 0.69 bits/dim in the paper, on a split of its own.
 
 from ml_collections import ConfigDict
 
-from configs import celebahq256
+from nvae_jax.configs import celebahq256
 
 
 def get_config() -> ConfigDict:

@@ -8,7 +8,7 @@ Result: 0.70 bits/dim, 0.01 more than with 30 channels, as the original's author
 
 from ml_collections import ConfigDict
 
-from configs import ffhq256
+from nvae_jax.configs import ffhq256
 
 
 def get_config() -> ConfigDict:

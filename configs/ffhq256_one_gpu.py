@@ -11,7 +11,7 @@ Result: 0.70 bits/dim, as ffhq256_24ch.
 
 from ml_collections import ConfigDict
 
-from configs import ffhq256
+from nvae_jax.configs import ffhq256
 
 
 def get_config() -> ConfigDict:

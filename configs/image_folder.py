@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import default
+from nvae_jax.configs import default
 from nvae_jax.errors import require
 
 CPU: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ Result: the paper has none for this data.
 
 from ml_collections import ConfigDict
 
-from configs import celeba64, default
+from nvae_jax.configs import celeba64, default
 
 
 def get_config() -> ConfigDict:

@@ -9,7 +9,7 @@ Result: the paper has none for this data.
 
 from ml_collections import ConfigDict
 
-from configs import lsun_church64
+from nvae_jax.configs import lsun_church64
 
 
 def get_config() -> ConfigDict:

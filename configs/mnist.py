@@ -8,7 +8,7 @@ Result: 78.01 nats in the paper (importance-weighted).
 
 from ml_collections import ConfigDict
 
-from configs import default
+from nvae_jax.configs import default
 
 
 def get_config() -> ConfigDict:

@@ -7,7 +7,7 @@ Hardware and time: any; the benchmark uses images of random bytes and needs no d
 
 from ml_collections import ConfigDict
 
-from configs import mnist
+from nvae_jax.configs import mnist
 
 
 def get_config() -> ConfigDict:

@@ -7,7 +7,7 @@ Result: 3.492 and 3.525 bits/dim with two seeds.
 
 from ml_collections import ConfigDict
 
-from configs import default
+from nvae_jax.configs import default
 
 
 def get_config() -> ConfigDict:

@@ -8,7 +8,7 @@ Result: the paper has none for this data; the original does not build a model fo
 
 from ml_collections import ConfigDict
 
-from configs import mnist
+from nvae_jax.configs import mnist
 
 
 def get_config() -> ConfigDict:

@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from absl import flags
 from nvae_jax.errors import ConfigError, require
 from nvae_jax.fields import parse, require_literals
 
+_WIDTH, _INDENT = 96, 28  # of help, in characters
 FAILED = 3  # exit code where numbers are not finite: the same command would fail again
 
 
@@ -163,6 +165,37 @@ def validate(options: Any, *counts: str) -> None:
     inside = file is None or (file and not file.startswith("/") and ".." not in file.split("/"))
     require("name", file, bool(inside), "the name of a file, which may be in a subfolder")
     require("seed", options.seed, 0 <= options.seed < 2**32, "0 to 2**32 - 1")
+
+
+def option_lines(cls: type) -> list[str]:
+    """What a person can read of a mode's options: the flag, its meaning and its default."""
+    texts = _field_texts(cls)
+    lines = []
+    for field in dataclasses.fields(cls):
+        needed = field.default is field.default_factory is dataclasses.MISSING
+        flag = f"--{field.name}" if field.type in (bool, "bool") else f"--{field.name}=…"
+        text = texts.get(field.name, "")
+        if needed:
+            text += " (required)"
+        elif field.default not in (None, ()) and field.type not in (bool, "bool"):
+            value = field.default
+            shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            text += f" (default: {shown})"
+        lines += _entry(flag, text)
+    return lines
+
+
+def entry_lines(entries: Mapping[str, str]) -> list[str]:
+    """Names, each beside its meaning."""
+    return [line for name, text in entries.items() for line in _entry(name, text)]
+
+
+def _entry(name: str, text: str) -> list[str]:
+    first, *others = textwrap.wrap(text, _WIDTH - _INDENT) or [""]
+    beside = [f"  {name:<{_INDENT - 2}}{first}"]
+    if len(name) > _INDENT - 4:
+        beside = [f"  {name}", f"{'':{_INDENT}}{first}"]
+    return beside + [f"{'':{_INDENT}}{line}" for line in others]
 
 
 def _field_texts(cls: type) -> dict[str, str]:

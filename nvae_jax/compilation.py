@@ -144,13 +144,13 @@ def give_back_after_compiling() -> None:
 def keep_compiled_programs() -> None:
     """Has JAX keep what it compiles in the user's cache folder, so that the next start is faster.
 
-    `JAX_COMPILATION_CACHE_DIR` names another folder, and
+    `JAX_COMPILATION_CACHE_DIR` (or `jax.config`) names another folder, and
     `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS` keeps only programs that took so long.
     """
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # A start compiles dozens of programs of one operation each, which together take seconds.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    if jax.config.jax_compilation_cache_dir is None:
         # A program for CPU is divided between the cores that compiling it could use, and JAX's key
         # does not tell: one compiled on a single core would stay on a single core everywhere.
         folder = cache_folder(f"xla_{usable_cores()}_cores")

@@ -1,7 +1,8 @@
 """The command line: `python -m nvae_jax.main --config configs/digits.py --workdir DIR`.
 
 Without `--mode` it trains. `--mode prepare` brings the configuration's dataset onto this machine;
-`--mode sample --workdir DIR --num_images=64` and other modes use a trained model.
+`--mode sample --workdir DIR --num_images=64` and other modes use a trained model. The command
+`nvae-jax`, which installing the package brings, is the same.
 
 A run that exists goes on by `--workdir DIR` alone, with the configuration that it has saved; single
 fields may be given on top.
@@ -21,13 +22,27 @@ if __name__ == "__main__":  # not in processes that read data
     keep_freed_memory()  # before the imports below start threads
 
 import dataclasses
+import platform
 import re
+import sys
+import textwrap
 from typing import Any
 
+import flax
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from nvae_jax.command_line import define_flags, door, expand_home, parse_flags, read_flags
+from nvae_jax import __version__
+from nvae_jax.command_line import (
+    define_flags,
+    door,
+    entry_lines,
+    expand_home,
+    option_lines,
+    parse_flags,
+    read_flags,
+)
 from nvae_jax.compilation import give_back_after_compiling, keep_compiled_programs
 from nvae_jax.config.overrides import FIELDS, OVERRIDE, check_name, parse_overrides, with_overrides
 from nvae_jax.config.run import PLACES, RunConfig, read_run
@@ -35,6 +50,7 @@ from nvae_jax.data.prepare import prepare
 from nvae_jax.errors import require
 from nvae_jax.evaluation.trained import open_run
 from nvae_jax.modes.table import MODES
+from nvae_jax.packaged import find_config, packaged_names
 from nvae_jax.processes import Preemption, connect
 from nvae_jax.training.loop import train
 from nvae_jax.workdir import Workdir
@@ -59,6 +75,15 @@ class PrepareOptions:
 _OPTIONS = {"train": TrainOptions, "prepare": PrepareOptions}
 _OPTIONS |= {mode: options for mode, (options, _) in MODES.items()}
 
+_ABOUT = {
+    "train": "trains a model, or goes on with a run; without --mode",
+    "prepare": "brings a configuration's dataset onto this machine",
+}
+_ABOUT |= {
+    mode: (sys.modules[do.__module__].__doc__ or "").splitlines()[0].partition(": ")[2].rstrip(".")
+    for mode, (_, do) in MODES.items()
+}
+
 # Fields of the configuration that could be mistaken for options.
 _ELSEWHERE = {
     name: f"{OVERRIDE}{section}.{name}"
@@ -67,7 +92,11 @@ _ELSEWHERE = {
 }
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "What to train; single fields as --config.training.seed=1.", lock_config=True
+    "config",
+    None,
+    "What to train: a name such as digits, or a .py file; single fields as "
+    "--config.training.seed=1.",
+    lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: new, or one to continue.")
 _RESULTS = flags.DEFINE_string("results", None, "Where modes write; the work directory by default.")
@@ -150,8 +179,60 @@ def _places(mode: str) -> dict[str, Any]:
     return {name: given.get(field) for field, name in places.items()}
 
 
+def _help(argv: list[str]) -> str:
+    """What a person can read of the mode that is named, or of all that can be done."""
+    name = re.search(r"(?:^|\0)--?mode[=\0](\w+)", "\0".join(argv))
+    if name and name[1] in _OPTIONS:
+        mode = name[1]
+        lines = [f"--mode {mode}: {_ABOUT[mode]}.", "", *option_lines(_OPTIONS[mode])]
+        return "\n".join([*lines, "", "--help alone says what all modes have in common."])
+    shared = (_CONFIG, _WORKDIR, _RESULTS)
+    several = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID, _DISTRIBUTED, _HEARTBEAT_TIMEOUT)
+    return "\n".join(
+        [
+            "NVAE, a deep hierarchical variational autoencoder.",
+            "",
+            "  nvae-jax --config digits --workdir runs/digits                 train, or go on",
+            "  nvae-jax --mode sample --workdir runs/digits --num_images=64   use a trained model",
+            "  nvae-jax --mode sample --help                                  options of a mode",
+            "",
+            "Modes:",
+            *entry_lines({f"--mode {mode}": f"{text}." for mode, text in _ABOUT.items()}),
+            "",
+            "Options:",
+            *entry_lines({f"--{flag.name}": flag.help for flag in shared}),
+            *entry_lines({"--version": "Versions of this package and of what it runs on."}),
+            "",
+            "A run of several processes (docs/scaling.md):",
+            *entry_lines({f"--{flag.name}": flag.help for flag in several}),
+            "",
+            *textwrap.wrap(f"Configurations: {', '.join(packaged_names())}.", 96),
+        ]
+    )
+
+
+def _with_config_file(argv: list[str]) -> list[str]:
+    """The arguments with the file of the configuration that is named."""
+    found = list(argv)
+    for place, argument in enumerate(argv):
+        if given := re.fullmatch(r"--?config=(.+)", argument, re.DOTALL):
+            found[place] = f"--config={find_config(given[1])}"
+        elif argument in ("--config", "-config") and argv[place + 1 :]:
+            found[place + 1] = find_config(argv[place + 1])
+    return found
+
+
 def _parse(argv: list[str]) -> list[str]:
+    if {"--help", "-help", "-h"} & set(argv):
+        print(_help(argv))
+        sys.exit(0)
+    if "--version" in argv:
+        versions = f"jax {jax.__version__}, flax {flax.__version__}"
+        print(f"nvae_jax {__version__} ({versions}, Python {platform.python_version()})")
+        sys.exit(0)
     argv = expand_home(argv)
+    with door():
+        argv = _with_config_file(argv)
     fields = [argument for argument in argv[1:] if re.match(r"--?config\.", argument)]
     with door():
         for field in fields:

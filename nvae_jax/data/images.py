@@ -45,7 +45,11 @@ class ImageReader:
         from PIL import Image
 
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as encoded:
-            image = convert(encoded, self.channels)
+            return self.pixels(encoded)
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """The same of one of Pillow's images."""
+        image = convert(image, self.channels)
         if self.geometry is not None:
             image = self.geometry(image)
         return add_border(np.asarray(image).reshape(*image.size[::-1], -1), self.border)

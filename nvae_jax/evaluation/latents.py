@@ -92,6 +92,39 @@ def decode_latents(
     return model.map(decoder, arrays, batch_size, "images decoded", constants=constants)
 
 
+def decode_tops(
+    model: TrainedModel,
+    latents: Latents,
+    kept: np.ndarray,
+    temperatures: np.ndarray,
+    seed: int,
+    batch_size: int,
+) -> np.ndarray:
+    """Images from the top groups of their latents, the rest drawn from the prior.
+
+    Args:
+      model: the model.
+      latents: of N images.
+      kept: (K, groups) bool, see `top_groups`.
+      temperatures: (groups,), which multiply the prior's sigma.
+      seed: of the draws from the prior, which an image has in common for all K.
+      batch_size: images at a time on each device.
+
+    Returns: decoder means (N, K, h, w, C) in [0, 1].
+    """
+    number, columns = len(latents.values[0]), len(kept)
+    images = decode_latents(
+        model,
+        [np.repeat(z, columns, axis=0) for z in latents.values],
+        given=np.tile(kept, (number, 1)),
+        temperatures=temperatures,
+        seed=seed,
+        index=np.repeat(np.arange(number), columns),
+        batch_size=batch_size,
+    )
+    return images.reshape(number, columns, *images.shape[1:])
+
+
 @functools.cache
 def _decoder(config: ModelConfig, space: Space) -> Callable[..., Array]:
     network = FoldedNVAE(config)
@@ -138,7 +171,9 @@ def chosen_groups(
     return np.isin(scale_of, scales or ()) | np.isin(np.arange(len(scale_of)), groups or ())
 
 
-def top_groups(config: ModelConfig, keep: Sequence[int] | None, unit: str) -> np.ndarray:
+def top_groups(
+    config: ModelConfig, keep: Sequence[int] | None, unit: str, field: str = "keep"
+) -> np.ndarray:
     """The first k groups or scales, for every k of `keep`; by default from none to all scales.
 
     Returns: (len(keep), groups) bool.
@@ -150,7 +185,7 @@ def top_groups(config: ModelConfig, keep: Sequence[int] | None, unit: str) -> np
     place = scale_of if unit == "scales" else np.arange(len(scale_of))
     number = int(place[-1]) + 1
     keep = tuple(range(number + 1)) if keep is None else tuple(keep)
-    require("keep", keep, all(0 <= k <= number for k in keep), f"0 to {number} {unit}")
+    require(field, keep, all(0 <= k <= number for k in keep), f"0 to {number} {unit}")
     return place < np.asarray(keep)[:, None]
 
 
@@ -159,6 +194,25 @@ def _scale_of_groups(config: ModelConfig) -> np.ndarray:
     return np.repeat(
         np.arange(config.num_scales), [scale.groups for scale in reversed(config.scales)]
     )
+
+
+def check_latents(config: ModelConfig, groups: Sequence[np.ndarray | None], where: str) -> None:
+    """Checks that arrays (N, h, w, Z), one per group, top-down, are a model's latents.
+
+    Raises:
+      ConfigError: they are another model's, no finite numbers, or of different numbers of images.
+    """
+    shapes = [None if group is None else group.shape[1:] for group in groups]
+    wanted = list(config.latent_shapes)
+    allowed = f"{wanted}, as this model has them"
+    require(f"the shapes of the latents in {where}", shapes, shapes == wanted, allowed)
+    given = [np.asarray(group) for group in groups]
+    kinds = sorted({str(array.dtype) for array in given})
+    real = all(array.dtype.kind == "f" and np.isfinite(array).all() for array in given)
+    require(f"the latents in {where}", kinds, real, "finite floating-point numbers")
+    counts = sorted({len(array) for array in given})
+    same = len(counts) == 1 and counts[0] > 0
+    require(f"the number of images in {where}", counts, same, "one number above 0")
 
 
 def read_latents(config: ModelConfig, path: str | os.PathLike[str]) -> Latents:
@@ -173,21 +227,12 @@ def read_latents(config: ModelConfig, path: str | os.PathLike[str]) -> Latents:
     with reading("latents", path, allowed, *broken), open(path, "rb") as stream:
         arrays = dict(np.load(stream))
     groups = range(config.total_groups)
-    where = os.fspath(path)
-    names = {kind: [f"{kind}_{g:02d}" for g in groups] for kind in ("values", "noise")}
-    for names_of_kind in names.values():
-        shapes = [arrays[name].shape[1:] if name in arrays else None for name in names_of_kind]
-        wanted = list(config.latent_shapes)
-        field = f"the shapes of the latents in {where!r}"
-        require(field, shapes, shapes == wanted, f"{wanted}, as this model has them")
-        given = [arrays[name] for name in names_of_kind]
-        kinds = sorted({str(array.dtype) for array in given})
-        real = all(array.dtype.kind == "f" and np.isfinite(array).all() for array in given)
-        require(f"the latents in {where!r}", kinds, real, "finite floating-point numbers")
-        counts = sorted({len(array) for array in given})
-        same = len(counts) == 1 and counts[0] > 0
-        require(f"the number of images in {where!r}", counts, same, "one number above 0")
-    return Latents(**{kind: [arrays[name] for name in some] for kind, some in names.items()})
+    found: dict[str, list[Any]] = {
+        kind: [arrays.get(f"{kind}_{g:02d}") for g in groups] for kind in ("values", "noise")
+    }
+    for values in found.values():
+        check_latents(config, values, repr(os.fspath(path)))
+    return Latents(**found)
 
 
 def inputs_of(config: ModelConfig, x: np.ndarray) -> np.ndarray:

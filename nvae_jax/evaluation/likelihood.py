@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 
 from nvae_jax.compilation import compiled_together, jit_on
 from nvae_jax.evaluation.batches import on_pixels, over_split
-from nvae_jax.evaluation.trained import image_keys
+from nvae_jax.evaluation.trained import TrainedModel, image_keys
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.distributions import log_likelihood
 from nvae_jax.model.folding import FoldedNVAE
@@ -162,13 +163,15 @@ def importance_weighted_bound(
     return BoundEstimate(totals / (total_draws // sizes), elbo, means)
 
 
+@functools.cache
 def make_image_likelihood(
     config: ModelConfig, counts: tuple[int, ...], draws_at_once: int = 1, seed: int = 0
 ) -> Callable[[Any, Array, Array], dict[str, Array]]:
     """A function `(variables, x, index)` to what is known of each image's log-likelihood, in nats.
 
-    x is (B, H, W, C) in [0, 1]; index (B,) numbers the images: with the seed it decides their
-    draws. The bottom-up tower runs once, the top-down tower once per draw.
+    x is (B, H, W, C) in [0, 1]; index (B,) numbers the images: with the seed, which may also be the
+    function's last argument, it decides their draws. The bottom-up tower runs once, the top-down
+    tower once per draw.
 
     Args:
       config: the model's configuration; the variables are those of a `FoldedNVAE`.
@@ -182,7 +185,9 @@ def make_image_likelihood(
     """
     model = FoldedNVAE(config)
 
-    def likelihood(variables: Any, x: Array, index: Array) -> dict[str, Array]:
+    def likelihood(
+        variables: Any, x: Array, index: Array, seed: int | Array = seed
+    ) -> dict[str, Array]:
         def repeat(array: Array, axis: int) -> Array:
             return jnp.concatenate([array] * draws_at_once, axis)
 
@@ -212,3 +217,42 @@ def make_image_likelihood(
         }
 
     return likelihood
+
+
+def bounds_of_images(
+    model: TrainedModel,
+    x: np.ndarray,
+    draws: int,
+    draws_at_once: int,
+    seed: int,
+    batch_size: int,
+) -> np.ndarray:
+    """Importance-weighted lower bounds of log p(x), (N,) in nats.
+
+    Args:
+      model: the model.
+      x: (N, H, W, C) in [0, 1].
+      draws: importance weights per image.
+      draws_at_once: of each image, see `make_image_likelihood`.
+      seed: of the draws.
+      batch_size: images at a time on each device.
+    """
+    arrays = {"x": x, "index": np.arange(len(x), dtype=np.uint32)}
+    bounds = model.map(
+        _bounds(model.config, draws, draws_at_once),
+        arrays,
+        batch_size,
+        "images scored",
+        constants=(np.uint32(seed),),
+    )
+    return -bounds
+
+
+@functools.cache
+def _bounds(config: ModelConfig, draws: int, draws_at_once: int) -> Callable[..., Array]:
+    likelihood = make_image_likelihood(config, (draws,), draws_at_once)
+
+    def bounds(variables: Any, batch: Any, seed: Array) -> Array:
+        return likelihood(variables, batch["x"], batch["index"], seed)["bounds"][:, 0]
+
+    return bounds

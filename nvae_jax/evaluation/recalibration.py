@@ -56,7 +56,7 @@ def recalibrate(
         )
         if (number + 1) % 100 == 0:
             jax.block_until_ready(batch_stats)
-            model.workdir.log(f"recalibration: {number + 1:,}/{batches:,} batches")
+            model.log(f"recalibration: {number + 1:,}/{batches:,} batches")
     broken = [
         ".".join(path)
         for path, x in flatten_dict(batch_stats).items()
@@ -124,7 +124,7 @@ def recalibrated(
         with reading("recalibrated statistics", path, "a whole file, or none", *broken):
             arrays = dict(np.load(io.BytesIO(path.read_bytes())))
         del arrays["provenance"]
-        model.workdir.log(f"recalibrated statistics from {path}")
+        model.log(f"recalibrated statistics from {path}")
         batch_stats = jax.device_put(unflatten_dict(arrays, sep="/"), replicated(model.mesh))
     else:
         batch_stats = recalibrate(model, temperatures, batches, batch_size, seed)

@@ -38,6 +38,7 @@ class TrainedModel:
       variables: `params` (the averaged ones where the run keeps them) and `batch_stats`, on every
         device.
       step: the checkpoint's step.
+      log: what is told how far long work is.
     """
 
     workdir: Workdir
@@ -45,6 +46,7 @@ class TrainedModel:
     mesh: Mesh
     variables: dict[str, Any]
     step: int
+    log: Callable[[str], None]
 
     @property
     def config(self) -> ModelConfig:
@@ -73,8 +75,8 @@ class TrainedModel:
         return jit_on(self.mesh, function, out_shardings=replicated(self.mesh))
 
     def progress(self, what: str, done: int = 0) -> Progress:
-        """Lines about long work in the run's log."""
-        return Progress(self.workdir.log, what, done)
+        """Lines about long work."""
+        return Progress(self.log, what, done)
 
     def over_split(
         self,
@@ -130,7 +132,9 @@ class TrainedModel:
     ) -> Any:
         """As `over_arrays`, but returns the outputs for all rows, in a tree of NumPy arrays."""
         number = len(jax.tree.leaves(arrays)[0])
-        batch_size = min(batch_size, math.ceil(number / self.mesh.size))
+        # A power of two, so that few sizes are compiled for any numbers of rows.
+        enough = 2 ** math.ceil(math.log2(math.ceil(number / self.mesh.size)))
+        batch_size = min(batch_size, enough)
         batches = self.over_arrays(function, arrays, batch_size, what, constants)
         outputs = [outputs for _, outputs in batches]
         return jax.tree.map(lambda *x: np.concatenate(x), *outputs)
@@ -145,6 +149,7 @@ def open_run(
     mesh: Mesh | None = None,
     places: Mapping[str, str | None] | None = None,
     results: str | os.PathLike[str] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> TrainedModel:
     """The model of the latest checkpoint in a work directory; its data need not be there.
 
@@ -155,6 +160,7 @@ def open_run(
       mesh: the devices; None: all there are.
       places: where the run's data is now, see `RunConfig.with_data_at`.
       results: where modes write; None: in `path`.
+      log: what is told how far long work is; None: the run's log.
 
     Raises:
       ConfigError: `path` is not the folder of a run, holds no checkpoint, or a configuration that
@@ -165,6 +171,7 @@ def open_run(
     from nvae_jax.workdir.integrity import DamagedError
 
     workdir = Workdir(path, results=results)
+    log = log or workdir.log
     run = read_run(workdir.load_config()).with_data_at(places or {})
     mesh = make_mesh() if mesh is None else mesh
     shapes = jax.tree.map(
@@ -182,13 +189,14 @@ def open_run(
     finally:
         workdir.checkpoints.close()
     for error in errors:
-        workdir.log(f"{error}; step {step:,} is used")
+        log(f"{error}; step {step:,} is used")
     return TrainedModel(
         workdir=workdir,
         run=run,
         mesh=mesh,
         variables={"params": state[params], "batch_stats": state["batch_stats"]},
         step=step,
+        log=log,
     )
 
 

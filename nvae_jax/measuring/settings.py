@@ -1,13 +1,12 @@
 """The command lines of the measuring commands, and the configuration that they name.
 
-A configuration is a .py file, as for `nvae_jax.main`, or a run's config.json. The latter requires
-only JAX, Flax, optax and NumPy to be installed.
+A configuration is one as for `nvae_jax.main`, a .py file or a name, or a run's config.json. The
+latter requires only JAX, Flax, optax and NumPy to be installed.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from nvae_jax.command_line import Parser, expand_home
 from nvae_jax.config.overrides import OVERRIDE, parse_overrides, with_overrides
 from nvae_jax.config.run import RunConfig, read_run
 from nvae_jax.errors import reading, require
+from nvae_jax.packaged import read_config_file
 
 
 def make_parser(doc: str | None, config_required: bool | None = None) -> Parser:
@@ -28,7 +28,7 @@ def make_parser(doc: str | None, config_required: bool | None = None) -> Parser:
     """
     parser = Parser(description=(doc or "").partition("\n")[0], allow_abbrev=False)
     if config_required is not None:
-        text = "configuration, .py or .json; set fields as --config.training.batch_size=16"
+        text = "configuration, a name, .py or .json; set fields as --config.training.batch_size=16"
         parser.add_argument("--config", required=config_required, metavar="FILE", help=text)
     return parser
 
@@ -86,20 +86,13 @@ def read_settings(path: str) -> dict[str, Any]:
     """The configuration in a file, as plain values.
 
     Args:
-      path: a .json file, or a .py file with a function `get_config`; `FILE.py:TEXT` calls it with
-        the text.
+      path: a .json file; or a configuration as for `nvae_jax.packaged.find_config`.
 
     Raises:
       ConfigError: the file cannot be read.
     """
-    file, is_python, argument = path.partition(".py")
-    if is_python and argument[:1] in ("", ":"):
-        # A configuration file is a program of the user's, which raises all kinds of exceptions.
-        with reading("--config", path, "a configuration that loads", Exception):
-            spec: Any = importlib.util.spec_from_file_location("measured_config", f"{file}.py")
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            return module.get_config(*filter(None, [argument[1:]])).to_dict()
+    if not path.endswith(".json"):
+        return read_config_file(path).to_dict()
     with reading("--config", path, "a .py file, or the config.json of a run", ValueError):
         with open(path, encoding="utf-8") as lines:
             settings = json.load(lines)

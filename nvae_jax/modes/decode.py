@@ -6,9 +6,10 @@ import dataclasses
 
 import numpy as np
 
+from nvae_jax.api import Run
 from nvae_jax.command_line import validate
-from nvae_jax.evaluation.latents import Space, chosen_groups, decode_latents, read_latents
-from nvae_jax.evaluation.trained import TrainedModel, group_temperatures
+from nvae_jax.evaluation.latents import Space, read_latents
+from nvae_jax.evaluation.trained import TrainedModel
 from nvae_jax.modes.results import save_images
 
 
@@ -56,14 +57,12 @@ def decode(model: TrainedModel, options: DecodeOptions) -> np.ndarray:
       ConfigError: the file is missing or broken, or its latents are another model's.
     """
     latents = read_latents(model.config, options.latents)
-    arrays = latents.values if options.space == "latents" else latents.noise
-    chosen = chosen_groups(model.config, options.scales, options.groups)
-    images = decode_latents(
-        model,
-        arrays,
-        options.space,
-        given=np.tile(chosen, (len(arrays[0]), 1)),
-        temperatures=group_temperatures(model.config, options.temperature),
+    images = Run(model).decode(
+        latents,
+        space=options.space,
+        scales=options.scales,
+        groups=options.groups,
+        temperature=options.temperature,
         seed=options.seed,
         batch_size=options.batch_size,
     )

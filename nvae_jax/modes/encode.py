@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from nvae_jax.api import Run
 from nvae_jax.command_line import validate
 from nvae_jax.evaluation.inputs import load_images
-from nvae_jax.evaluation.latents import encode_images
 from nvae_jax.evaluation.trained import TrainedModel
 from nvae_jax.modes.results import save_arrays
 
@@ -50,8 +50,11 @@ def encode(model: TrainedModel, options: EncodeOptions = EncodeOptions()) -> str
       ConfigError: there are no such images.
     """
     x = load_images(model, options.images, "images")
-    latents = encode_images(
-        model, x, options.posterior_temperature, options.seed, options.batch_size
+    latents = Run(model).encode(
+        x,
+        posterior_temperature=options.posterior_temperature,
+        seed=options.seed,
+        batch_size=options.batch_size,
     )
     arrays = {
         f"{name}_{g:02d}": group

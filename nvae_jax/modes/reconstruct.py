@@ -7,10 +7,11 @@ from typing import Literal
 
 import numpy as np
 
+from nvae_jax.api import Run
 from nvae_jax.command_line import validate
 from nvae_jax.evaluation.inputs import load_images
-from nvae_jax.evaluation.latents import decode_latents, encode_images, inputs_of, top_groups
-from nvae_jax.evaluation.trained import TrainedModel, group_temperatures
+from nvae_jax.evaluation.latents import inputs_of
+from nvae_jax.evaluation.trained import TrainedModel
 from nvae_jax.modes.results import save_rows
 
 
@@ -61,22 +62,17 @@ def reconstruct(
       ConfigError: there are no such images or groups.
     """
     x = load_images(model, options.images, "images")
-    kept = top_groups(model.config, options.keep, options.unit)
-    latents = encode_images(
-        model, x, options.posterior_temperature, options.seed, options.batch_size
-    )
-    columns = len(kept)
-    decoded = decode_latents(
-        model,
-        [np.repeat(z, columns, axis=0) for z in latents.values],
-        given=np.tile(kept, (len(x), 1)),
-        temperatures=group_temperatures(model.config, options.temperature),
+    number = model.config.num_scales if options.unit == "scales" else model.config.total_groups
+    keep = tuple(range(number + 1)) if options.keep is None else options.keep
+    decoded = Run(model).reconstruct(
+        x,
+        **{options.unit: keep},
+        posterior_temperature=options.posterior_temperature,
+        temperature=options.temperature,
         seed=options.seed,
-        index=np.repeat(np.arange(len(x)), columns),
         batch_size=options.batch_size,
     )
-    decoded = decoded.reshape(len(x), columns, *decoded.shape[1:])
     rows = np.concatenate([inputs_of(model.config, x)[:, None], decoded], axis=1)
-    what = f"{len(x):,} images, each beside {columns} reconstructions"
+    what = f"{len(x):,} images, each beside {len(keep)} reconstructions"
     save_rows(model, f"reconstruct/{options.name}", rows, what)
     return rows

@@ -9,11 +9,11 @@ from typing import Literal
 
 import numpy as np
 
+from nvae_jax.api import Run
 from nvae_jax.command_line import validate
 from nvae_jax.errors import require
-from nvae_jax.evaluation.recalibration import recalibrated
-from nvae_jax.evaluation.sampling import Pixels, sample_batches
-from nvae_jax.evaluation.trained import TrainedModel, group_temperatures
+from nvae_jax.evaluation.sampling import Pixels
+from nvae_jax.evaluation.trained import TrainedModel
 from nvae_jax.modes.results import save_arrays, save_images
 from nvae_jax.workdir.pictures import image_file, to_levels
 
@@ -62,16 +62,13 @@ def sample(model: TrainedModel, options: SampleOptions = SampleOptions()) -> str
       ConfigError: there are as many temperatures as the model has neither scales nor groups.
       FloatingPointError: recalibrated statistics or pixels are not finite.
     """
-    temperatures = group_temperatures(model.config, options.temperature)
-    if options.recalibrate:
-        model = recalibrated(model, temperatures)
-    batches = sample_batches(
-        model,
+    batches = Run(model).sample_batches(
         options.num_images,
-        temperatures,
-        options.seed,
-        options.batch_size,
-        options.pixels,
+        temperature=options.temperature,
+        seed=options.seed,
+        pixels=options.pixels,
+        recalibrate=options.recalibrate,
+        batch_size=options.batch_size,
     )
     name = f"sample/{options.name}"
     target = model.workdir.results / name

@@ -1,0 +1,401 @@
+"""A trained model in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from nvae_jax.config.run import RunConfig
+from nvae_jax.errors import require
+from nvae_jax.evaluation.inputs import load_images, pixels_of
+from nvae_jax.evaluation.latents import (
+    Space,
+    check_latents,
+    chosen_groups,
+    decode_latents,
+    decode_tops,
+    encode_images,
+    top_groups,
+)
+from nvae_jax.evaluation.likelihood import bounds_of_images
+from nvae_jax.evaluation.paths import decode_paths
+from nvae_jax.evaluation.recalibration import recalibrated
+from nvae_jax.evaluation.sampling import Pixels, sample_batches
+from nvae_jax.evaluation.trained import TrainedModel, group_temperatures
+from nvae_jax.model import NVAE, Latents
+
+Temperature = float | Sequence[float]
+
+
+class Run:
+    """A trained model.
+
+    Args:
+      trained: the model on its devices.
+
+    Attributes:
+      trained: the model on its devices, as modes use it.
+    """
+
+    def __init__(self, trained: TrainedModel):
+        self.trained = trained
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's configuration: its sections `model`, `data`, `loading` and `training`."""
+        return self.trained.run
+
+    @property
+    def model(self) -> NVAE:
+        """The network, a Flax module, whose `apply` accepts `variables`."""
+        return NVAE(self.config.model)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """`params` (averaged ones where the run keeps them) and `batch_stats`, on the devices."""
+        return self.trained.variables
+
+    @property
+    def step(self) -> int:
+        """The number of updates that the model was trained with."""
+        return self.trained.step
+
+    def __repr__(self) -> str:
+        model = self.config.model
+        return (
+            f"Run({str(self.trained.workdir.path)!r}, step {self.step:,}: {model.total_groups} "
+            f"groups of latents over {model.num_scales} scales, images {model.image.inner_shape})"
+        )
+
+    def images(self, *names: str) -> np.ndarray:
+        """Images by name, as the model sees them: of the run's data, or of files.
+
+        Args:
+          *names: `test:3`, `train:0-7` (both ends included), or paths of image files.
+
+        Returns: (N, H, W, C) float32 in [0, 1], with the model's border. Those of binary models are
+          binarised, in the same way at every call.
+
+        Raises:
+          ConfigError: there are no such images.
+
+        >>> run.images("test:0-7").shape
+        (8, 32, 32, 1)
+        """
+        return load_images(self.trained, names, "images")
+
+    def sample(
+        self,
+        number: int = 16,
+        *,
+        temperature: Temperature = 1.0,
+        seed: int = 0,
+        pixels: Pixels = "mean",
+        recalibrate: bool = False,
+        batch_size: int = 16,
+    ) -> np.ndarray:
+        """Images from the prior.
+
+        Args:
+          number: of images.
+          temperature: multiplies the prior's sigma; one number, one per scale or one per group,
+            top-down.
+          seed: of the draws; image i depends on the seed and on i alone.
+          pixels: the `mean` of the decoder's distribution, or a `sample` of it.
+          recalibrate: whether to use batch-norm statistics of samples at this temperature (NVAE,
+            §4.2), which are computed once and kept in the run's folder.
+          batch_size: images at a time on each device.
+
+        Returns: (N, h, w, C) float32 in [0, 1].
+
+        Raises:
+          ConfigError: the temperatures are none, or as many as there are neither scales nor groups.
+          FloatingPointError: recalibrated statistics are not finite.
+
+        >>> run.sample(4, temperature=0.8, seed=1).shape
+        (4, 28, 28, 1)
+        """
+        batches = self.sample_batches(
+            number,
+            temperature=temperature,
+            seed=seed,
+            pixels=pixels,
+            recalibrate=recalibrate,
+            batch_size=batch_size,
+        )
+        return np.concatenate([images for _, images in batches])
+
+    def sample_batches(
+        self,
+        number: int,
+        *,
+        temperature: Temperature = 1.0,
+        seed: int = 0,
+        pixels: Pixels = "mean",
+        recalibrate: bool = False,
+        batch_size: int = 16,
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """As `sample`, a batch at a time, for more images than fit the memory.
+
+        Yields: the number of a batch's first image, and its images (B, h, w, C).
+        """
+        _check_counts(number=number, batch_size=batch_size)
+        temperatures = self._temperatures(temperature)
+        model = recalibrated(self.trained, temperatures) if recalibrate else self.trained
+        return sample_batches(model, number, temperatures, _seed(seed), batch_size, pixels)
+
+    def encode(
+        self,
+        images: Any,
+        *,
+        posterior_temperature: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 16,
+    ) -> Latents:
+        """The latents of images.
+
+        Args:
+          images: one image or a batch, of uint8 levels, or floats in [0, 1], of the model's size,
+            with or without its border: (N, H, W, C), (H, W, C), for grey ones (H, W); one of
+            Pillow's images of any size; or a list of images.
+          posterior_temperature: multiplies the posterior's noise: 1 draws, 0 gives means.
+          seed: of the draws; image i depends on the seed and on i alone.
+          batch_size: images at a time on each device.
+
+        Returns: `Latents` with `values`, the z of the paper, and `noise`, the same as
+          standard-normal draws of the prior. Both are lists of one array (N, h, w, Z) per group,
+          top-down; (h, w, Z) for one image that is not in a batch.
+
+        Raises:
+          ConfigError: these are no images of the model's size.
+
+        >>> latents = run.encode(run.images("test:0-2"))
+        >>> [z.shape for z in latents.values]
+        [(3, 4, 4, 2), (3, 4, 4, 2), (3, 8, 8, 2), (3, 8, 8, 2)]
+        """
+        _check_counts(batch_size=batch_size)
+        x, alone = pixels_of(self.trained, images)
+        return _first(self._encode(x, posterior_temperature, seed, batch_size), alone)
+
+    def _encode(self, x: np.ndarray, temperature: float, seed: int, batch_size: int) -> Latents:
+        valid = 0 <= temperature < float("inf")
+        require("posterior_temperature", temperature, valid, "0 or more")
+        return encode_images(self.trained, x, temperature, _seed(seed), batch_size)
+
+    def decode(
+        self,
+        latents: Latents | Sequence[np.ndarray],
+        *,
+        space: Space = "latents",
+        scales: Sequence[int] | None = None,
+        groups: Sequence[int] | None = None,
+        temperature: Temperature = 1.0,
+        seed: int = 0,
+        batch_size: int = 16,
+    ) -> np.ndarray:
+        """Images of latents.
+
+        Args:
+          latents: as `encode` returns them, or a list of one array (N, h, w, Z) or (h, w, Z) per
+            group, top-down, in the space that `space` says.
+          space: what is decoded: `latents`, the values; or `noise`, which means the same relative
+            to the groups above, whatever these are.
+          scales: numbers of scales to take, from the coarsest, 0.
+          groups: numbers of groups to take, from the top, 0. What is not taken is drawn from the
+            prior; without `scales` and `groups`, everything is taken.
+          temperature: of the prior's noise, as for `sample`.
+          seed: of these draws.
+          batch_size: images at a time on each device.
+
+        Returns: decoder means (N, h, w, C) float32 in [0, 1]; (h, w, C) for one image.
+
+        Raises:
+          ConfigError: these are no latents of the model, or there is no such scale or group.
+
+        >>> images = run.decode(run.encode(run.images("test:0-2")))
+        >>> images.shape
+        (3, 28, 28, 1)
+        """
+        _check_counts(batch_size=batch_size)
+        arrays, alone = self._arrays(latents, space)
+        chosen = chosen_groups(self.config.model, scales, groups)
+        images = decode_latents(
+            self.trained,
+            arrays,
+            space,
+            given=np.tile(chosen, (len(arrays[0]), 1)),
+            temperatures=self._temperatures(temperature),
+            seed=_seed(seed),
+            batch_size=batch_size,
+        )
+        return _first(images, alone)
+
+    def reconstruct(
+        self,
+        images: Any,
+        *,
+        scales: int | Sequence[int] | None = None,
+        groups: int | Sequence[int] | None = None,
+        posterior_temperature: float = 1.0,
+        temperature: Temperature = 1.0,
+        seed: int = 0,
+        batch_size: int = 16,
+    ) -> np.ndarray:
+        """Images from their own latents, or from the coarsest of them.
+
+        Args:
+          images: as for `encode`.
+          scales: how many scales to take from the image, from the coarsest; the rest is drawn from
+            the prior. Several numbers give a further axis. None: all, or as `groups` says.
+          groups: the same in groups, from the top.
+          posterior_temperature: multiplies the posterior's noise: 1 draws, 0 gives means.
+          temperature: of the prior's noise, as for `sample`.
+          seed: of all draws, the same for all numbers of scales.
+          batch_size: images at a time on each device.
+
+        Returns: decoder means (N, h, w, C) float32 in [0, 1], or (N, numbers, h, w, C); without N
+          for one image.
+
+        Raises:
+          ConfigError: these are no images of the model's size, or it has fewer scales or groups.
+
+        >>> run.reconstruct(run.images("test:0-2"), scales=1).shape
+        (3, 28, 28, 1)
+        >>> run.reconstruct(run.images("test:0-2"), groups=(0, 2, 4)).shape
+        (3, 3, 28, 28, 1)
+        """
+        _check_counts(batch_size=batch_size)
+        require("groups", groups, scales is None or groups is None, "scales or groups, not both")
+        model = self.config.model
+        unit, numbers = ("groups", groups) if scales is None else ("scales", scales)
+        numbers = model.total_groups if numbers is None else numbers
+        several = not isinstance(numbers, int | np.integer)
+        kept = top_groups(model, numbers if several else (numbers,), unit, unit)  # type: ignore[arg-type]
+        x, alone = pixels_of(self.trained, images)
+        latents = self._encode(x, posterior_temperature, seed, batch_size)
+        temperatures = self._temperatures(temperature)
+        decoded = decode_tops(self.trained, latents, kept, temperatures, seed, batch_size)
+        return _first(decoded if several else decoded[:, 0], alone)
+
+    def interpolate(
+        self,
+        a: Any,
+        b: Any,
+        *,
+        steps: int = 9,
+        space: Space = "noise",
+        scales: Sequence[int] | None = None,
+        groups: Sequence[int] | None = None,
+        posterior_temperature: float = 0.0,
+        seed: int = 0,
+        batch_size: int = 16,
+    ) -> np.ndarray:
+        """Paths from image to image, through latents.
+
+        Args:
+          a: where the paths start: one image or a batch, as for `encode`; or `Latents`.
+          b: where they end, as many as `a`, and of the same kind.
+          steps: images per path, both ends included.
+          space: `noise`, spherical in the prior's standard-normal draws (White, 2016); or
+            `latents`, straight.
+          scales: numbers of scales to move, from the coarsest, 0.
+          groups: numbers of groups to move, from the top, 0. Those that do not move stay those of
+            `a`; without `scales` and `groups`, all move.
+          posterior_temperature: multiplies the posterior's noise: 1 draws, 0 gives means.
+          seed: of the draws.
+          batch_size: images at a time on each device.
+
+        Returns: (N, steps, h, w, C) float32 in [0, 1]; the ends are the reconstructions. (steps, h,
+          w, C) for one path.
+
+        Raises:
+          ConfigError: the ends are not images or latents of the model, or of different numbers; or
+            there is no such scale or group.
+
+        >>> a, b = run.images("test:0-1")
+        >>> run.interpolate(a, b, steps=3).shape
+        (3, 28, 28, 1)
+        """
+        _check_counts(batch_size=batch_size)
+        require("steps", steps, steps >= 2, "2 or more")
+        moving = chosen_groups(self.config.model, scales, groups)
+        if isinstance(a, Latents):
+            (first, alone), (last, _) = (self._arrays(end, space) for end in (a, b))
+        else:
+            (x, alone), (y, _) = pixels_of(self.trained, a, "a"), pixels_of(self.trained, b, "b")
+            both = np.concatenate([x, y])
+            latents = self._encode(both, posterior_temperature, seed, batch_size)
+            arrays, _ = self._arrays(latents, space)
+            first, last = [z[: len(x)] for z in arrays], [z[len(x) :] for z in arrays]
+        numbers = len(first[0]), len(last[0])
+        require("the numbers of ends", numbers, numbers[0] == numbers[1], "the same number of both")
+        images = decode_paths(self.trained, first, last, moving, steps, space, batch_size)
+        return _first(images, alone)
+
+    def log_likelihood(
+        self,
+        images: Any,
+        *,
+        draws: int = 100,
+        seed: int = 0,
+        batch_size: int = 16,
+        draws_at_once: int = 1,
+    ) -> Any:
+        """Lower bounds of log p(x), importance-weighted (Burda et al., 2016).
+
+        Args:
+          images: as for `encode`.
+          draws: importance weights per image; the bound tightens with them. One gives the ELBO.
+          seed: of the draws; image i depends on the seed and on i alone.
+          batch_size: images at a time on each device.
+          draws_at_once: draws per image in one pass; faster for few images, but requires more
+            memory.
+
+        Returns: (N,) float32, in nats per image; a number for one image. Divided by -log(2) and by
+          the model's `image.num_dimensions`, they are bits per dimension.
+
+        Raises:
+          ConfigError: these are no images of the model's size.
+
+        >>> run.log_likelihood(run.images("test:0-2"), draws=2).shape
+        (3,)
+        """
+        _check_counts(draws=draws, batch_size=batch_size, draws_at_once=draws_at_once)
+        x, alone = pixels_of(self.trained, images)
+        bounds = bounds_of_images(self.trained, x, draws, draws_at_once, _seed(seed), batch_size)
+        return _first(bounds, alone)
+
+    def _temperatures(self, temperature: Temperature) -> np.ndarray:
+        values = np.ravel(np.asarray(temperature, float))
+        return group_temperatures(self.config.model, tuple(map(float, values)))
+
+    def _arrays(
+        self, latents: Latents | Sequence[np.ndarray], space: Space
+    ) -> tuple[list[np.ndarray], bool]:
+        """Latents as arrays (N, h, w, Z) per group, and whether they were of one image."""
+        require("space", space, space in ("latents", "noise"), "latents, noise")
+        if isinstance(latents, Latents):
+            latents = latents.values if space == "latents" else latents.noise
+        arrays = [np.asarray(z) for z in latents]
+        if alone := bool(arrays) and all(z.ndim == 3 for z in arrays):
+            arrays = [z[None] for z in arrays]
+        check_latents(self.config.model, arrays, "latents")
+        return [z.astype(np.float32, copy=False) for z in arrays], alone
+
+
+def _first(tree: Any, alone: bool) -> Any:
+    """The outputs of the one image, or of all."""
+    return jax.tree.map(lambda x: x[0], tree) if alone else tree
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        require(name, count, count >= 1, "1 or more")
+
+
+def _seed(seed: int) -> int:
+    require("seed", seed, 0 <= seed < 2**32, "0 to 2**32 - 1")
+    return seed

@@ -1,0 +1,63 @@
+"""Configurations by name: those that come with the package, and files of the user's."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pkgutil
+import re
+from typing import Any
+
+from nvae_jax.errors import ConfigError, reading
+
+_PACKAGE = "nvae_jax.configs"
+
+
+def packaged_names() -> list[str]:
+    """The names of the configurations that come with the package."""
+    spec = importlib.util.find_spec(_PACKAGE)
+    places = list(spec.submodule_search_locations or []) if spec else []
+    return sorted(module.name for module in pkgutil.iter_modules(places))
+
+
+def find_config(name: str) -> str:
+    """The configuration file that a name stands for.
+
+    Args:
+      name: `digits`, which comes with the package, or the path of a .py file; either with an
+        argument behind a colon, such as `image_folder:cpu64`.
+
+    Returns: the path of the file, with the argument.
+
+    Raises:
+      ConfigError: there is neither a file nor a packaged configuration of that name.
+    """
+    parts = re.fullmatch(r"(.*?\.py(?=:|$)|[^:]*)(.*)", name, re.DOTALL)
+    file, argument = parts.groups() if parts else (name, "")
+    if os.path.isfile(file):
+        return name
+    packaged = packaged_names()
+    if file in packaged:
+        spec = importlib.util.find_spec(f"{_PACKAGE}.{file}")
+        return f"{spec.origin if spec else file}{argument}"
+    same = re.sub(r"^.*/|\.py$", "", file)
+    meant = f"did you mean {same}{argument}? " if same in packaged else ""
+    raise ConfigError(
+        f"--config is {name!r}, which is no file; {meant}allowed: a .py file, or one of "
+        f"{', '.join(packaged)}"
+    )
+
+
+def read_config_file(name: str) -> Any:
+    """The configuration, a `ConfigDict`, of a name as for `find_config`.
+
+    Raises:
+      ConfigError: there is no such file, or it does not load.
+    """
+    file, _, argument = find_config(name).partition(".py")
+    # A configuration file is a program of the user's, which raises all kinds of exceptions.
+    with reading("--config", name, "a configuration that loads", Exception):
+        spec: Any = importlib.util.spec_from_file_location("config", f"{file}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.get_config(*filter(None, [argument[1:]]))
