@@ -65,6 +65,26 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def importing(package: str, what: str) -> Iterator[None]:
+    """Around the import of a package that the project can do without.
+
+    Args:
+      package: its name for pip.
+      what: what cannot be done without it.
+
+    Raises:
+      ConfigError: it cannot be imported; the message says what requires it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(
+            f"{what} requires {package}, which cannot be imported ({reason(error)}): "
+            f"pip install {package}"
+        ) from error
+
+
 def reason(error: BaseException) -> str:
     """What an error says, without the file name that the message around it has."""
     if isinstance(error, OSError) and error.strerror:

@@ -33,7 +33,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from nvae_jax import __version__
+import nvae_jax
 from nvae_jax.command_line import (
     define_flags,
     door,
@@ -228,7 +228,7 @@ def _parse(argv: list[str]) -> list[str]:
         sys.exit(0)
     if "--version" in argv:
         versions = f"jax {jax.__version__}, flax {flax.__version__}"
-        print(f"nvae_jax {__version__} ({versions}, Python {platform.python_version()})")
+        print(f"nvae_jax {nvae_jax.__version__} ({versions}, Python {platform.python_version()})")
         sys.exit(0)
     argv = expand_home(argv)
     with door():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import pkgutil
@@ -15,8 +16,7 @@ _PACKAGE = "nvae_jax.configs"
 
 def packaged_names() -> list[str]:
     """The names of the configurations that come with the package."""
-    spec = importlib.util.find_spec(_PACKAGE)
-    places = list(spec.submodule_search_locations or []) if spec else []
+    places = importlib.import_module(_PACKAGE).__path__
     return sorted(module.name for module in pkgutil.iter_modules(places))
 
 

@@ -26,6 +26,7 @@ def pytest_configure(config):
 # `quick`, for daily work.
 SLOW = {
     "test_aot",
+    "test_api",
     "test_benchmark",
     "test_cells",
     "test_configs_on_data",
@@ -70,6 +71,7 @@ SLOW = {
     "test_tower",
     "test_trained",
     "test_trouble",
+    "test_without_tensorflow",
     "test_workloads",
 }
 

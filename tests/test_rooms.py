@@ -31,7 +31,7 @@ ROOMS["api"] = ROOMS["training"] | {"training", "packaged"}
 ROOMS["modes"] = ROOMS["api"] | {"api", "command_line"}
 ROOMS["measuring"] = ROOMS["modes"] | {"modes"}
 ROOMS["tools"] = ROOMS["measuring"] | {"measuring", "interop"}
-ROOMS["main"] = ROOMS["modes"] | {"modes", "__version__"}
+ROOMS["main"] = ROOMS["modes"] | {"modes"}
 ROOMS["__main__"] = set()  # it runs main
 ROOMS["__init__"] = {"api"}
 

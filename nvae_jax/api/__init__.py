@@ -54,7 +54,7 @@ def load(
 
     >>> run = nvae_jax.load("runs/digits")
     >>> run
-    Run('runs/digits', step 7: 4 groups of latents over 2 scales, images (28, 28, 1))
+    Run('digits', step 7: 4 groups of latents over 2 scales, images (28, 28, 1))
     """
     keep_compiled_programs()
     model = open_run(workdir, places=places, results=results, log=_LOGGER.info)

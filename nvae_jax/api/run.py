@@ -66,7 +66,7 @@ class Run:
     def __repr__(self) -> str:
         model = self.config.model
         return (
-            f"Run({str(self.trained.workdir.path)!r}, step {self.step:,}: {model.total_groups} "
+            f"Run({self.trained.workdir.path.name!r}, step {self.step:,}: {model.total_groups} "
             f"groups of latents over {model.num_scales} scales, images {model.image.inner_shape})"
         )
 

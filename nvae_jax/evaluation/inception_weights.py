@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from nvae_jax.errors import ConfigError, reading, require
+from nvae_jax.errors import ConfigError, importing, reading, require
 from nvae_jax.evaluation.inception import feature_shapes
 from nvae_jax.user_cache import cache_folder
 
@@ -193,10 +193,11 @@ def from_graph(content: bytes) -> dict:
     """Parameters from a frozen TensorFlow graph.
 
     Raises:
-      ConfigError: a layer is missing or has another shape.
+      ConfigError: a layer is missing or has another shape, or TensorFlow cannot be imported.
     """
-    from tensorflow import make_ndarray
-    from tensorflow.core.framework.graph_pb2 import GraphDef
+    with importing("tensorflow", "reading a frozen graph of TensorFlow"):
+        from tensorflow import make_ndarray
+        from tensorflow.core.framework.graph_pb2 import GraphDef
 
     nodes = {node.name: node for node in GraphDef.FromString(content).node}
     ours = {name: scope for scope, name in GRAPH_NAMES.items()}

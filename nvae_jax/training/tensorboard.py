@@ -21,11 +21,8 @@ class TensorBoard:
 
     def __init__(self, workdir: Workdir):
         self._workdir = workdir
-        self._writer: Any = None
-        if jax.process_index() == 0:
-            from clu.metric_writers import SummaryWriter
-
-            self._writer = SummaryWriter(str(workdir.path / "tensorboard"))
+        self._works = jax.process_index() == 0
+        self._writer: Any = None  # until there is something to write: TensorFlow is slow to import
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes numbers by name."""
@@ -38,13 +35,21 @@ class TensorBoard:
 
     def close(self) -> None:
         """Writes what is left."""
-        self._write(lambda writer: writer.close())
+        if self._writer is not None:
+            self._write(lambda writer: writer.close())
 
     def _write(self, write: Callable[[Any], object]) -> None:
-        if self._writer is None:
+        if not self._works:
             return
         try:
+            if self._writer is None:
+                from clu.metric_writers import SummaryWriter
+
+                self._writer = SummaryWriter(str(self._workdir.path / "tensorboard"))
             write(self._writer)
+        except ImportError as error:
+            self._works = False
+            self._workdir.log(f"without clu and TensorFlow, no TensorBoard files: {reason(error)}")
         except Exception as error:  # TensorFlow's, of all kinds
-            self._writer = None
+            self._works = False
             self._workdir.log(f"nothing more is written for TensorBoard: {reason(error)}")

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from nvae_jax.errors import ConfigError
+from nvae_jax.errors import ConfigError, importing
 
 DEFAULT_DIR = os.path.join("~", "tensorflow_datasets")
 
@@ -19,11 +19,12 @@ def find_builder(name: str, data_dir: str | None) -> Any:
     """The TFDS builder `name` (TFDS's own, or one of `nvae_jax.data.builders`) for a folder.
 
     Raises:
-      ConfigError: the dataset is there in another format.
+      ConfigError: the dataset is there in another format, or TFDS cannot be imported.
     """
-    import tensorflow_datasets as tfds
+    with importing("tensorflow-datasets", f"the dataset {name}"):
+        import tensorflow_datasets as tfds
 
-    import nvae_jax.data.builders  # noqa: F401 - registers its builders with TFDS
+        import nvae_jax.data.builders  # noqa: F401 - registers its builders with TFDS
 
     folder = data_folder(data_dir)
     try:
