@@ -164,7 +164,8 @@ def validate(options: Any, *counts: str) -> None:
     file = getattr(options, "name", None)
     inside = file is None or (file and not file.startswith("/") and ".." not in file.split("/"))
     require("name", file, bool(inside), "the name of a file, which may be in a subfolder")
-    require("seed", options.seed, 0 <= options.seed < 2**32, "0 to 2**32 - 1")
+    seed = getattr(options, "seed", 0)
+    require("seed", seed, 0 <= seed < 2**32, "0 to 2**32 - 1")
 
 
 def option_lines(cls: type) -> list[str]:

@@ -29,8 +29,18 @@ def jit_on(mesh: Mesh, function: Callable[..., Any], **options: Any) -> Any:
       **options: of `jax.jit`.
     """
     platform = mesh.devices.flat[0].platform
-    compiler_options = _cpu_options() if platform == "cpu" else {}
-    return jax.jit(_traced_for(platform, function), compiler_options=compiler_options, **options)
+    settings = compiler_options(platform)
+    return jax.jit(_traced_for(platform, function), compiler_options=settings, **options)
+
+
+def jit_for(platform: str, function: Callable[..., Any]) -> Any:
+    """`jax.jit` of a function that is to be exported for a platform, such as "cuda"."""
+    return jax.jit(_traced_for({"cuda": "gpu", "rocm": "gpu"}.get(platform, platform), function))
+
+
+def compiler_options(platform: str) -> dict[str, str]:
+    """What the compiler is told for a platform."""
+    return _cpu_options() if platform == "cpu" else {}
 
 
 # JAX knows a function that it has compiled by its identity, so the same one is returned again.

@@ -36,6 +36,7 @@ SLOW = {
     "test_depthwise",
     "test_edit",
     "test_evaluate",
+    "test_export",
     "test_fid",
     "test_flows",
     "test_folding",

@@ -13,16 +13,21 @@ command line call the same methods.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from nvae_jax.api.run import Run
 from nvae_jax.compilation import keep_compiled_programs
 from nvae_jax.config.run import RunConfig, read_run
 from nvae_jax.evaluation.trained import open_run
+from nvae_jax.evaluation.weights import read_weights
 from nvae_jax.packaged import read_config_file
+from nvae_jax.parallel import replicated
 from nvae_jax.training import loop
 from nvae_jax.workdir import Workdir
 
@@ -36,6 +41,7 @@ def load(
     *,
     places: Mapping[str, str | None] | None = None,
     results: str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
 ) -> Run:
     """The trained model of a run, from its latest checkpoint; the data need not be there.
 
@@ -47,10 +53,11 @@ def load(
       workdir: the folder of the run, on a disk or in a bucket.
       places: where the run's data is now, `path`, `data_dir` or `lmdb`, if it has moved.
       results: the folder for what is kept between calls (see `Run.sample`); None: `workdir`.
+      weights: a safetensors file, as the mode `export` writes it, in place of the checkpoint's.
 
     Raises:
       ConfigError: `workdir` is not the folder of a run, or has no checkpoint that is whole and
-        finite.
+        finite; or the weights are another model's.
 
     >>> run = nvae_jax.load("runs/digits")
     >>> run
@@ -58,6 +65,9 @@ def load(
     """
     keep_compiled_programs()
     model = open_run(workdir, places=places, results=results, log=_LOGGER.info)
+    if weights is not None:
+        variables = jax.device_put(read_weights(model.config, weights), replicated(model.mesh))
+        model = dataclasses.replace(model, variables=variables)
     return Run(model)
 
 

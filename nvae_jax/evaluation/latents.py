@@ -40,12 +40,17 @@ def encode_images(
     arrays = {"x": x, "index": np.arange(len(x), dtype=np.uint32)}
     constants = np.uint32(seed), np.float32(posterior_temperature)
     return model.map(
-        _encoder(model.config), arrays, batch_size, "images encoded", constants=constants
+        make_encoder(model.config), arrays, batch_size, "images encoded", constants=constants
     )
 
 
 @functools.cache
-def _encoder(config: ModelConfig) -> Callable[..., Latents]:
+def make_encoder(config: ModelConfig) -> Callable[..., Latents]:
+    """A function `(variables, batch, seed, posterior temperature) → Latents`, for `jit`.
+
+    The variables are those of a `FoldedNVAE`; the batch has `x` (B, H, W, C) and `index` (B,). See
+    `encode_images`.
+    """
     network = FoldedNVAE(config)
 
     def encode(variables: Any, batch: Any, seed: Array, scale: Array) -> Any:
@@ -88,7 +93,7 @@ def decode_latents(
     }
     scales = np.broadcast_to(np.asarray(temperatures, np.float32), groups)
     constants = np.uint32(seed), scales
-    decoder = _decoder(model.config, space)
+    decoder = make_decoder(model.config, space)
     return model.map(decoder, arrays, batch_size, "images decoded", constants=constants)
 
 
@@ -126,7 +131,12 @@ def decode_tops(
 
 
 @functools.cache
-def _decoder(config: ModelConfig, space: Space) -> Callable[..., Array]:
+def make_decoder(config: ModelConfig, space: Space) -> Callable[..., Array]:
+    """A function `(variables, batch, seed, temperatures) → images`, for `jit`.
+
+    The variables are those of a `FoldedNVAE`; the batch has `latents`, `given` and `index` as in
+    `decode_latents`.
+    """
     network = FoldedNVAE(config)
 
     def decode(variables: Any, batch: Any, seed: Array, temperatures: Array) -> Array:

@@ -9,6 +9,7 @@ from nvae_jax.modes.decode import DecodeOptions, decode
 from nvae_jax.modes.edit import EditOptions, edit
 from nvae_jax.modes.encode import EncodeOptions, encode
 from nvae_jax.modes.evaluate import EvaluateOptions, evaluate
+from nvae_jax.modes.export import ExportOptions, export
 from nvae_jax.modes.fid import FIDOptions, fid
 from nvae_jax.modes.interpolate import InterpolateOptions, interpolate
 from nvae_jax.modes.neighbors import NeighborsOptions, neighbors
@@ -26,4 +27,5 @@ MODES: dict[str, tuple[type, Callable[..., Any]]] = {
     "edit": (EditOptions, edit),
     "neighbors": (NeighborsOptions, neighbors),
     "fid": (FIDOptions, fid),
+    "export": (ExportOptions, export),
 }
