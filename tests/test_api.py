@@ -118,7 +118,7 @@ def test_one_image_has_outputs_of_its_own(run):
 def test_likelihoods_are_those_of_the_mode(run):
     report = evaluate(run.trained, EvaluateOptions(draws=3, images=2, batch_size=2, seed=5))
     bounds = run.log_likelihood(run.images("test:0-1"), draws=3, seed=5)
-    np.testing.assert_allclose(-bounds, report["per_image"]["bound"], rel=1e-5)
+    np.testing.assert_allclose(-bounds, report["per_image"]["bound"], rtol=1e-5)
 
 
 def test_samples_are_those_of_the_mode(run):
