@@ -62,9 +62,11 @@ class TrainOptions:
 
     Attributes:
       accept_changes: whether a run goes on with other settings and images than before.
+      ignore_memory: whether a run starts although the memory seems too small for it.
     """
 
     accept_changes: bool = False
+    ignore_memory: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +155,9 @@ def main(argv: list[str]) -> None:
         elif mode == "prepare":
             prepare(run.data)
         else:
-            train(run, str(_WORKDIR.value), preemption, options.accept_changes)
+            train(
+                run, str(_WORKDIR.value), preemption, options.accept_changes, options.ignore_memory
+            )
 
 
 def _run() -> RunConfig:

@@ -1,8 +1,12 @@
-"""How this process asks the system for memory; imports nothing that allocates much."""
+"""How much memory there is, and how this process asks the system for it.
+
+Imports nothing that allocates much.
+"""
 
 import ctypes
 import mmap
 import os
+from pathlib import Path
 
 _HUGE_PAGE = 2**21  # bytes; where they are larger, a part of one at the ends stays ordinary
 
@@ -27,6 +31,17 @@ def keep_freed_memory() -> None:
     mallopt(trim_threshold, -1)  # never; a large number would not do after a large compilation
     mallopt(arena_max, 1)
     _ask_for_huge_pages(libc)
+
+
+def machine_memory() -> float:
+    """Bytes of this machine's memory that its processes may use: of a container, if it is less."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroups, version 2 and 1
+        try:
+            memory = min(memory, int(Path("/sys/fs/cgroup", name).read_text()))
+        except (OSError, ValueError):
+            continue
+    return float(memory)
 
 
 def give_back_freed_memory() -> None:

@@ -8,18 +8,22 @@ import jax.numpy as jnp
 import pytest
 from tiny import ONE_DEVICE
 
+from nvae_jax import memory
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.errors import ConfigError
+from nvae_jax.memory import machine_memory
+from nvae_jax.parallel import replicated
 from nvae_jax.training import fitting
 from nvae_jax.training.fitting import (
     GIB,
     advice,
     check_memory,
-    machine_memory,
+    check_state,
     program_memory,
     refusing_exhausted,
     required_memory,
 )
+from nvae_jax.training.state import TrainState
 
 TRAINING = TrainingConfig(epochs=10, batch_size=32)
 
@@ -59,6 +63,16 @@ def test_what_does_not_fit_is_refused_with_flags_that_do(monkeypatch):
         check_memory(needing(0.2 * GIB, 16.5 * GIB * (size + 3) / 32), ONE_DEVICE, TRAINING)
 
 
+def test_a_state_that_no_machine_holds_is_refused_by_its_shapes(monkeypatch):
+    kernel = jax.ShapeDtypeStruct((2**20, 2**10), jnp.float32, sharding=replicated(ONE_DEVICE))
+    state = TrainState(None, None, {"kernel": kernel}, {}, {"mu": kernel}, None, {})
+    monkeypatch.setattr(fitting, "machine_memory", lambda: 8 * GIB)
+    with pytest.raises(ConfigError, match=r"1,073,741,824 parameters .* 12\.0 GiB .* has 8\.0"):
+        check_state(state, ONE_DEVICE)
+    monkeypatch.setattr(fitting, "machine_memory", lambda: 12 * GIB)
+    check_state(state, ONE_DEVICE)
+
+
 def test_what_no_batch_can_mend_needs_smaller_images():
     memory = needing(100 * GIB, GIB).memory_analysis()
     assert advice(memory, 22 * GIB, "cpu", 1, TRAINING) == "smaller images or a smaller model"
@@ -72,9 +86,9 @@ def test_a_device_of_unknown_memory_takes_anything(monkeypatch):
 
 def test_a_container_may_use_less_than_the_machine(monkeypatch):
     whole = machine_memory()
-    monkeypatch.setattr(fitting.Path, "read_text", lambda path: "1234567")
+    monkeypatch.setattr(memory.Path, "read_text", lambda path: "1234567")
     assert machine_memory() == 1234567
-    monkeypatch.setattr(fitting.Path, "read_text", lambda path: "max")
+    monkeypatch.setattr(memory.Path, "read_text", lambda path: "max")
     assert machine_memory() >= whole
 
 

@@ -176,10 +176,10 @@ def test_weights_that_lack_or_bend_a_layer_are_refused():
 
 @pytest.fixture
 def address(tmp_path, monkeypatch):
-    """An address on this machine that serves `weights.xyz`."""
+    """An address on this machine that serves `weights.pb`."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "served").mkdir()
-    (tmp_path / "served" / "weights.xyz").write_bytes(b"weights")
+    (tmp_path / "served" / "weights.pb").write_bytes(b"weights")
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):
@@ -190,7 +190,7 @@ def address(tmp_path, monkeypatch):
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/weights.xyz"
+        yield f"http://127.0.0.1:{server.server_port}/weights.pb"
         server.shutdown()
 
 
@@ -198,14 +198,20 @@ def test_a_file_of_another_checksum_is_refused(address, tmp_path):
     wrong, right = "0" * 64, hashlib.sha256(b"weights").hexdigest()
     with pytest.raises(ValueError, match="weights_sha256 is None; allowed: the file's SHA-256"):
         load_weights(address)
+    with pytest.raises(ValueError, match=r"weights_sha256 is '\.\./\.\./\.\.'"):
+        load_weights(address, "../../..")
+    with pytest.raises(ValueError, match=r"allowed: files of \.pb, \.tgz, \.pth"):
+        load_weights(f"{address}.xyz", right)
     with pytest.raises(ValueError, match=f"weights_sha256 is '{wrong}'; allowed: {right}, which"):
         load_weights(address, wrong)
     assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
     # With the right one it is kept, and refused only for its form; then the address is not needed.
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"allowed: files of \.pb, \.tgz, \.pth"):
+        with pytest.raises(
+            ValueError, match=r"allowed: a whole file of the kind that its suffix \.pb"
+        ):
             load_weights(address, right)
-        (tmp_path / "served" / "weights.xyz").unlink(missing_ok=True)
+        (tmp_path / "served" / "weights.pb").unlink(missing_ok=True)
     (tmp_path / "local.pb").write_bytes(b"weights")
     with pytest.raises(
         ValueError, match=r"weights_sha256 is .*; allowed: .*, which .*local.pb has"

@@ -7,24 +7,28 @@ Two formats are known: TensorFlow's frozen graph (`classify_image_graph_def.pb`,
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import http.client
 import os
 import re
-import shutil
 import tarfile
-import urllib.request
+import urllib.parse
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nvae_jax.data.download import fetch
 from nvae_jax.errors import ConfigError, importing, reading, require
 from nvae_jax.evaluation.inception import feature_shapes
 from nvae_jax.user_cache import cache_folder
 
 EPSILON = 1e-3  # of its batch norms
 GRAPH = "classify_image_graph_def.pb"  # in the archive
+LARGEST = 1 << 30  # bytes, ten times the true files'
 
 # Convolutions of a block in the frozen graph, and what we call them.
 _A = {
@@ -112,12 +116,14 @@ def load_weights(source: str, sha256: str | None = None) -> tuple[dict, str]:
       ConfigError: the file is missing or broken, has another checksum or an unknown format, or
         lacks a layer; or the address cannot be reached.
     """
-    path = Path(source)
+    is_address = re.match(r"https?://", source)
+    path = Path(urllib.parse.urlsplit(source).path if is_address else source)
     readers = {".pb": _read_graph, ".tgz": _read_archive, ".pth": _read_state_dict}
-    if re.match(r"https?://", source):
-        require("weights_sha256", sha256, sha256 is not None, "the file's SHA-256, with an address")
-        path = _download(source, str(sha256).lower())
     require("weights", source, path.suffix in readers, f"files of {', '.join(readers)}")
+    if is_address:
+        is_digest = re.fullmatch("[0-9a-fA-F]{64}", sha256 or "")
+        require("weights_sha256", sha256, bool(is_digest), "the file's SHA-256, with an address")
+        path = _download(source, path.name, str(sha256).lower())
     allowed = f"a whole file of the kind that its suffix {path.suffix} says"
     # Readers of damaged files raise all kinds of exceptions, pickle and protobuf among them.
     with reading("weights", source, allowed, Exception):
@@ -127,27 +133,24 @@ def load_weights(source: str, sha256: str | None = None) -> tuple[dict, str]:
         return readers[path.suffix](path), digest
 
 
-def _download(address: str, sha256: str) -> Path:
+def _download(address: str, name: str, sha256: str) -> Path:
     """The file of that checksum behind an address, from the user's cache folder."""
     cache = cache_folder("weights")
     require("HOME", None, cache is not None, "a home folder, or XDG_CACHE_HOME, for downloads")
-    path = Path(cache or "", sha256[:16], address.rsplit("/", 1)[-1])
+    path = Path(cache or "", sha256[:16], name)
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Its own name, because several processes may do so at the same time.
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        own = path.with_name(f"{name}.{os.getpid()}")
         try:
-            with (
-                reading("weights", address, "an address that can be reached"),
-                urllib.request.urlopen(address) as response,
-                partial.open("wb") as file,
-            ):
-                shutil.copyfileobj(response, file)
-            digest = _sha256(partial)
+            allowed = f"an address of a file of at most {LARGEST} bytes that can be reached"
+            with reading("weights", address, allowed, ValueError, http.client.HTTPException):
+                fetch(address, own, largest=LARGEST)
+            digest = _sha256(own)
             require("weights_sha256", sha256, digest == sha256, f"{digest}, which {address} has")
-            partial.replace(path)
+            own.replace(path)
         finally:
-            partial.unlink(missing_ok=True)
+            for left in (own, own.with_name(f"{own.name}.part")):
+                left.unlink(missing_ok=True)
     return path
 
 
@@ -159,6 +162,9 @@ def _sha256(path: Path) -> str:
 def _read_state_dict(path: Path) -> dict:
     import torch
 
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            _check_size(path, sum(entry.file_size for entry in archive.infolist()))
     state = torch.load(path, map_location="cpu", weights_only=True)
     return from_state_dict({name: x.numpy() for name, x in state.items()})
 
@@ -178,11 +184,26 @@ def from_state_dict(state: Mapping[str, np.ndarray]) -> dict:
     return _fold(layer)
 
 
+def _check_size(path: Path, size: int) -> None:
+    require(f"bytes in {path}", size, size <= LARGEST, f"at most {LARGEST}")
+
+
+class _Unpacked(gzip.GzipFile):
+    """What is in a compressed file, as long as it is not larger than any true one."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        block = super().read(size)
+        _check_size(Path(str(self.name)), self.tell())
+        return block
+
+
 def _read_archive(path: Path) -> dict:
-    with tarfile.open(path) as archive:
-        file = archive.extractfile(GRAPH)
-        require("weights", str(path), file is not None, f"archives with {GRAPH}")
-        return from_graph(file.read())  # type: ignore[union-attr]
+    with _Unpacked(path) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as archive:
+        for entry in archive:
+            _check_size(path, entry.size)
+            if entry.name == GRAPH and entry.isfile():
+                return from_graph(archive.extractfile(entry).read())  # type: ignore[union-attr]
+    raise ConfigError(f"weights is {str(path)!r}; allowed: archives with {GRAPH}")
 
 
 def _read_graph(path: Path) -> dict:

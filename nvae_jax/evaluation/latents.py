@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from nvae_jax.data.archives import read_npz
 from nvae_jax.errors import reading, require
 from nvae_jax.evaluation.sampling import decoded_mean
 from nvae_jax.evaluation.trained import TrainedModel, image_keys, image_noise
@@ -235,7 +236,7 @@ def read_latents(config: ModelConfig, path: str | os.PathLike[str]) -> Latents:
     broken = (ValueError, TypeError, EOFError, KeyError, AttributeError, zipfile.BadZipFile)
     arrays: Mapping[str, np.ndarray]
     with reading("latents", path, allowed, *broken), open(path, "rb") as stream:
-        arrays = dict(np.load(stream))
+        arrays = dict(read_npz(stream))
     groups = range(config.total_groups)
     found: dict[str, list[Any]] = {
         kind: [arrays.get(f"{kind}_{g:02d}") for g in groups] for kind in ("values", "noise")

@@ -53,11 +53,32 @@ def read_checkpoint(path: str | os.PathLike[str]) -> OfficialCheckpoint:
             "reading official checkpoints requires PyTorch: pip install 'nvae-jax[torch]'"
         ) from error
 
+    def convert(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.detach().numpy()
+        if isinstance(value, Mapping):
+            return {key: convert(item) for key, item in value.items()}
+        return value
+
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             # The format before PyTorch 1.6 is no zip file and cannot be mapped.
             mapped = zipfile.is_zipfile(path)
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        for name in ("state_dict", "args"):
+            if not isinstance(content, Mapping) or name not in content:
+                raise ConfigError(
+                    f"{path} is not a checkpoint of an official training run: no {name}"
+                )
+        args, step = content["args"], content.get("global_step")
+        return OfficialCheckpoint(
+            state_dict=dict(convert(content["state_dict"])),
+            args=dict(vars(args) if isinstance(args, argparse.Namespace) else args),
+            optimizer=convert(content.get("optimizer")),
+            step=None if step is None else int(step),
+        )
+    except ConfigError:
+        raise
     except pickle.UnpicklingError as error:
         asks = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it asks for {asks[1]}" if asks else str(error).strip().splitlines()[-1]
@@ -68,21 +89,3 @@ def read_checkpoint(path: str | os.PathLike[str]) -> OfficialCheckpoint:
     except Exception as error:  # of many kinds, depending on where the damage is
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{path} is damaged or not a PyTorch file: {reason}") from error
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value.detach().numpy()
-        if isinstance(value, Mapping):
-            return {key: convert(item) for key, item in value.items()}
-        return value
-
-    for name in ("state_dict", "args"):
-        if not isinstance(content, Mapping) or name not in content:
-            raise ConfigError(f"{path} is not a checkpoint of an official training run: no {name}")
-    args, step = content["args"], content.get("global_step")
-    return OfficialCheckpoint(
-        state_dict=convert(content["state_dict"]),
-        args=dict(vars(args) if isinstance(args, argparse.Namespace) else args),
-        optimizer=convert(content.get("optimizer")),
-        step=None if step is None else int(step),
-    )

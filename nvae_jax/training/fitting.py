@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,8 +12,11 @@ from jax.sharding import Mesh
 
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.errors import ConfigError
+from nvae_jax.memory import machine_memory
+from nvae_jax.training.state import TrainState
 
 GIB = 2**30
+IGNORE = "--ignore_memory to try it all the same"
 
 
 def program_memory(compiled: Any) -> int:
@@ -52,15 +54,32 @@ def device_memory(devices: Any) -> float | None:
     return (devices[0].memory_stats() or {}).get("bytes_limit")
 
 
-def machine_memory() -> float:
-    """Bytes of this machine's memory that its processes may use: of a container, if it is less."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroups, version 2 and 1
-        try:
-            memory = min(memory, int(Path("/sys/fs/cgroup", name).read_text()))
-        except (OSError, ValueError):
-            continue
-    return float(memory)
+def check_state(state: TrainState, mesh: Mesh) -> None:
+    """Checks, before anything is compiled, that the devices can hold a run's state and a gradient.
+
+    Args:
+      state: shapes with shardings, as in `Program`.
+      mesh: the devices.
+
+    Raises:
+      ConfigError: they cannot.
+    """
+    device, limit = mesh.devices.flat[0], device_memory(mesh.devices.flatten())
+    required = _bytes(state) + _bytes(state.params)
+    if limit is None or required <= limit:
+        return
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    raise ConfigError(
+        f"a model of {count:,} parameters and its optimiser need {required / GIB:.1f} GiB of "
+        f"memory, of which {device.device_kind} has {limit / GIB:.1f}; allowed: a smaller model, "
+        f"parameter_shards on several devices, or {IGNORE}"
+    )
+
+
+def _bytes(tree: Any) -> int:
+    """Of a tree of shapes on each device."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
 def check_memory(compiled: Any, mesh: Mesh, training: TrainingConfig) -> None:
@@ -82,7 +101,7 @@ def check_memory(compiled: Any, mesh: Mesh, training: TrainingConfig) -> None:
         f"an update of training.batch_size {training.batch_size} needs "
         f"{required / GIB:.1f} GiB of memory, of which "
         f"{device.device_kind} has {limit / GIB:.1f}; allowed: "
-        f"{advice(memory, limit, device.platform, mesh.size, training)}"
+        f"{advice(memory, limit, device.platform, mesh.size, training)}, or {IGNORE}"
     )
 
 

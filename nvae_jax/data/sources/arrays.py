@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from nvae_jax.data.archives import read_npz
 from nvae_jax.data.images import add_border
 from nvae_jax.data.sources.base import DataConfig, Dataset, Source
 from nvae_jax.errors import ConfigError, reading, require
@@ -106,6 +107,6 @@ def check_images(images: np.ndarray, where: str) -> np.ndarray:
 def _read_archive(path: str) -> dict[str, np.ndarray]:
     """The arrays of an .npz file."""
     broken = (EOFError, KeyError, ValueError, zipfile.BadZipFile, TypeError, AttributeError)
-    # np.load would leave a broken file open if it were to open it itself.
-    with reading("data.path", path, _FORM, *broken), open(path, "rb") as file, np.load(file) as all:
-        return {name: check_images(all[name], f"{path}: {name}") for name in SPLITS}
+    with reading("data.path", path, _FORM, *broken), open(path, "rb") as file:
+        arrays = read_npz(file)
+        return {name: check_images(arrays[name], f"{path}: {name}") for name in SPLITS}
