@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import sys
 import threading
 import time
 import traceback
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from nvae_jax.errors import ConfigError, require
 
+T = TypeVar("T")
+
+PATIENCE = 7200  # seconds that processes wait for the slowest to come to a decision
 VERDICT_TIMEOUT = 120  # seconds that a process with a failed step waits to be ended by the service
 
 
@@ -53,6 +59,53 @@ def connect(
             "no multi-host environment found; give coordinator (host:port of process 0), "
             f"num_processes and process_id ({error})"
         ) from error
+
+
+def gathered(value: T) -> list[T]:
+    """The values of all processes, in their order. They all have to call it, and can be pickled."""
+    if jax.process_count() == 1:
+        return [value]
+    import orbax.checkpoint as ocp
+
+    # A collective operation gives up on a process that comes too late.
+    ocp.multihost.get_barrier_sync_fn()(key="gathered", timeout_ms=PATIENCE * 1000)
+    content = pickle.dumps(value)
+    lengths = multihost_utils.process_allgather(np.int32(len(content)))
+    padded = np.frombuffer(content.ljust(max(lengths), b"\0"), np.uint8)
+    return [pickle.loads(row.tobytes()) for row in multihost_utils.process_allgather(padded)]
+
+
+def decided(decide: Callable[[], T]) -> T:
+    """What `decide` returns, or refuses, on the first process: every process goes by that.
+
+    What is read from disk may look different to every process, and what one process alone decides
+    leaves the others waiting for ever.
+    """
+    if jax.process_count() == 1:
+        return decide()
+    outcome: tuple[T | None, ConfigError | None] = None, None
+    if jax.process_index() == 0:
+        try:
+            outcome = decide(), None
+        except ConfigError as refusal:
+            outcome = None, refusal
+    value, error = gathered(outcome)[0]
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+    """Around work of all processes: a ConfigError of one of them is raised by all."""
+    error = None
+    try:
+        yield
+    except ConfigError as own:
+        error = own
+    errors = [e for e in gathered(error) if e is not None]
+    if errors:
+        raise errors[0]
 
 
 @contextlib.contextmanager

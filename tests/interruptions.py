@@ -20,12 +20,17 @@ import numpy as np
 
 
 def last_arrays(workdir):
-    """The arrays of the last checkpoint by name, read without any code of the run."""
+    """The arrays of the last checkpoint by name."""
+    checkpoints = Path(workdir) / "checkpoints"
+    last = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
+    return arrays_of(checkpoints / str(last))
+
+
+def arrays_of(checkpoint):
+    """The arrays of a checkpoint by name, read without any code of the run."""
     import orbax.checkpoint as ocp
 
-    checkpoints = Path(workdir).absolute() / "checkpoints"
-    last = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
-    path = checkpoints / str(last) / "state"
+    path = Path(checkpoint).absolute() / "state"
     with ocp.PyTreeCheckpointer() as checkpointer:
         saved = checkpointer.metadata(path).item_metadata.tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)

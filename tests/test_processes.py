@@ -53,10 +53,11 @@ class Runs:
 
     def start_pair(self, name):
         """Two processes of two devices each."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            coordinator = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
-        together = [coordinator, "--num_processes=2", "--heartbeat_timeout=10"]
+        together = [
+            f"--coordinator={free_address()}",
+            "--num_processes=2",
+            "--heartbeat_timeout=10",
+        ]
         return [self.start(name, 2, [*together, f"--process_id={i}"]) for i in range(2)]
 
     def path(self, name):
@@ -82,6 +83,12 @@ class Runs:
 
     def records(self, name):
         return Workdir(self.path(name)).records.read_metrics()
+
+
+def free_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def finish(*processes):
@@ -158,6 +165,70 @@ print("saving", flush=True)
 time.sleep(float(sys.argv[1]))
 print("saved", flush=True)
 """
+
+
+AGREEING = """
+import sys
+import jax
+import numpy as np
+from etils import epath
+from nvae_jax.errors import ConfigError
+from nvae_jax.processes import connect, decided, failing_together, gathered
+from nvae_jax.workdir.checkpoints import Checkpoints
+from nvae_jax.workdir.integrity import DamagedError
+
+connect(sys.argv[1], 2, int(sys.argv[2]))
+number = jax.process_index()
+assert gathered("long" * (number + 1)) == ["long", "longlong"]
+assert decided(lambda: number) == 0
+
+def refuse(who):
+    if number == who:
+        raise DamagedError(f"process {number} cannot")
+
+def refused(work, who):
+    try:
+        work()
+    except DamagedError as error:
+        assert str(error) == f"process {who} cannot"
+    else:
+        raise AssertionError
+
+def together(who):
+    with failing_together():
+        refuse(who)
+
+refused(lambda: decided(lambda: refuse(0)), 0)
+decided(lambda: refuse(1))
+for who in (0, 1):
+    refused(lambda: together(who), who)
+
+# Only the first process sees that the newest checkpoint is damaged.
+checkpoints = Checkpoints(epath.Path(sys.argv[3]))
+for step in (1, 2):
+    checkpoints.save(step, {"x": np.ones(3)}, {})
+checkpoints.wait()
+checkpoints._check = lambda step: refuse(0 if step == 2 else None)
+assert checkpoints.newest(lambda step: step, DamagedError)[0] == 1
+checkpoints.close()
+print("agreed", flush=True)
+"""
+
+
+def test_processes_decide_together_and_fail_together(tmp_path):
+    address = free_address()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", AGREEING, address, str(i), tmp_path / "checkpoints"],
+            cwd=ROOT,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    assert all("agreed" in output for output in finish(*processes))
 
 
 def ask(seconds, before=None):
@@ -242,8 +313,15 @@ def test_two_processes_stop_together_name_their_dead_and_go_on(runs, unbroken_pa
         if dead == 1:
             assert f"resumed after step {step}" in output
 
+    checkpoints = runs.path("parted") / "checkpoints"
+    steps = [int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()]
+    older, newest = sorted(steps)[-2:]
+    arrays = (path for path in (checkpoints / str(newest) / "state").rglob("*") if path.is_file())
+    largest = max(arrays, key=lambda path: path.stat().st_size)
+    largest.write_bytes(bytes(largest.stat().st_size))
     outputs = finish(*runs.start_pair("parted"))
-    assert "resumed after step" in outputs[0]
+    assert f"damaged/{newest} now, and step {older:,} is used" in outputs[0]
+    assert f"resumed after step {older}" in outputs[0]
     assert not re.search(f"{worker}|{leader}", "".join(outputs))
     chex.assert_trees_all_equal(runs.final_arrays("parted"), unbroken_pair)
 

@@ -7,11 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from tiny import ONE_DEVICE, compile_quickly, make_run
 
 from nvae_jax.evaluation import recalibration
-from nvae_jax.evaluation.recalibration import recalibrate, recalibrated
+from nvae_jax.evaluation.batch_statistics import BatchStatistics
+from nvae_jax.evaluation.recalibration import (
+    recalibrate,
+    recalibrated,
+    recalibrated_on_images,
+)
 from nvae_jax.evaluation.trained import open_run
 from nvae_jax.model import NVAE
 
@@ -78,3 +83,48 @@ def test_statistics_that_are_not_finite_are_refused_and_not_kept(model, tmp_path
 def test_a_model_without_batch_norm_stays_as_it_is(model):
     bare = dataclasses.replace(model, variables=model.variables | {"batch_stats": {}})
     assert recalibrated(bare, TEMPERATURES) is bare
+
+
+class SameImage:
+    """A split of one image, of which all batches are the same to the encoder."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        return np.random.default_rng(0).integers(0, 256, (32, 32, 1), np.uint8)
+
+
+def test_statistics_of_images_are_their_running_average(model):
+    statistics = BatchStatistics(model.config, 2, model.mesh)
+    before = flatten_dict(model.variables["batch_stats"])
+    once, thrice = (
+        flatten_dict(statistics.updated(model.variables, SameImage(), batches))
+        for batches in (1, 3)
+    )
+    encoder = [path for path in before if path[0] != "decoder"]
+    assert len(encoder) > 10
+    for path in encoder:
+        change = once[path] - before[path]  # 0.05 of the way to the statistics of the image
+        expected = before[path] + (1 + 0.95 + 0.95**2) * change
+        np.testing.assert_allclose(thrice[path], expected, rtol=1e-4, atol=1e-5)
+    assert all(not np.array_equal(once[path], before[path]) for path in before)
+    # By the statistics of batches, the running ones make no difference.
+    with_others = model.variables | {"batch_stats": unflatten_dict(thrice)}
+    own = [statistics.nelbo(v, SameImage(), 2) for v in (model.variables, with_others)]
+    assert own[0] == pytest.approx(own[1], rel=1e-5)
+
+
+def test_statistics_of_images_are_kept(model, monkeypatch):
+    seen = []
+
+    def updated(self, variables, source, batches, seed):
+        seen.append((source, batches, seed))
+        return jax.tree.map(lambda x: x + 1, variables["batch_stats"])
+
+    monkeypatch.setattr(BatchStatistics, "updated", updated)
+    once, again = (recalibrated_on_images(model, 3, seed=1) for _ in range(2))
+    assert seen == [(model.dataset.train, 3, 1)]
+    for found in (once, again):
+        changed = jax.tree.map(lambda x: x + 1, model.variables["batch_stats"])
+        jax.tree.map(np.testing.assert_array_equal, found.variables["batch_stats"], changed)

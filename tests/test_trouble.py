@@ -323,6 +323,23 @@ def test_a_finished_run_without_its_metrics_is_validated_again(user, request, co
     assert "compiling" not in output
 
 
+def test_a_checkpoint_of_another_model_is_refused_and_stays_where_it_is(user):
+    user.train("other", SAVES, own=True)
+    path = user.folder / "other" / "config.json"
+    content = path.read_text()
+    path.write_text(content.replace('"decoder_channels": 4', '"decoder_channels": 8'))
+    message = user.refused("other", "--config.training.epochs=4", ACCEPT)
+    assert "checkpoint 9 in" in message
+    assert "another model" in message
+    assert re.search(r"decoder\.\S+ is float32\[.*\]; wanted: float32\[", message)
+    assert Workdir("other").checkpoints.steps() == [6, 9]
+    assert not (user.folder / "other" / "damaged").exists()
+    damage(user.folder / "other", 9, "flipped")
+    assert "checkpoint 6 in" in user.refused("other", "--config.training.epochs=4", ACCEPT)
+    path.write_text(content)
+    assert "done, 9 steps" in user.train("other")
+
+
 def test_a_folder_whose_name_is_a_pattern_is_refused(user):
     """Orbax would drop the arrays that it saves there, and say nothing."""
     assert "allowed: a path without [ and ]" in user.refused("run[1]", own=True)

@@ -49,6 +49,7 @@ RUN = {
     "training.eval_interval": 4,
     "training.picture_interval": 10,
     "training.checkpoint_interval": 3,
+    "training.drift_batches": 0,  # which has a program of its own
 }
 STEPS = 2 * (1500 // 256)
 

@@ -38,6 +38,9 @@ ADJUSTABLE = (
     "training.max_skipped",
     "training.max_rollbacks",
     "training.eval_batch_size",
+    "training.eval_statistics",
+    "training.recalibration_batches",
+    "training.drift_batches",
 )
 
 

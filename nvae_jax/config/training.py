@@ -60,6 +60,12 @@ class TrainingConfig:
     keep_every: int | None = None  # and those of multiples of so many steps
     eval_batch_size: int | None = None  # None: batch_size
 
+    # Batch norm in validation: its running statistics, or those of so many batches of training
+    # images; and on how many batches they are compared with the batches' own.
+    eval_statistics: Literal["running", "training"] = "running"
+    recalibration_batches: int = 50
+    drift_batches: int = 2  # 0: not compared
+
     def __post_init__(self):
         positive = (
             "epochs",
@@ -79,6 +85,7 @@ class TrainingConfig:
             "max_skipped",
             "skip_threshold",
             "eval_batch_size",
+            "recalibration_batches",
         )
         for name in positive:
             value = getattr(self, name)
@@ -86,6 +93,7 @@ class TrainingConfig:
         for name in ("epochs", "batch_size", "accumulation_steps", "parameter_shards"):
             self._require(name, getattr(self, name) <= 10**6, "1 to 1000000")
         self._require("keep_best", isinstance(self.keep_best, bool), "True or False")
+        self._require("drift_batches", self.drift_batches >= 0, "0 or more")
         self._require("max_rollbacks", self.max_rollbacks >= 0, "0 or more")
         self._require("seed", 0 <= self.seed < 2**32, "0 to 2**32 - 1")
         for name in ("weight_decay", "min_learning_rate"):

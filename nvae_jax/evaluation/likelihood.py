@@ -58,7 +58,7 @@ def make_validation_terms(config: ModelConfig, mesh: Mesh) -> Callable[..., dict
 
 def make_validation(
     config: ModelConfig, test: Source, batch_size: int, mesh: Mesh
-) -> Callable[[Any], dict[str, np.ndarray]]:
+) -> Callable[..., dict[str, np.ndarray]]:
     """A function from a model's variables to means over the whole test split, one draw per image.
 
     The split, its binarisation and the latents' noise are the same at every call.
@@ -70,12 +70,13 @@ def make_validation(
       mesh: the devices.
 
     Returns: the function. It returns `nelbo`, `reconstruction` and `kl` in nats per image, and
-      `group_kl` (groups,), top-down.
+      `group_kl` (groups,), top-down. A second argument has it look at so many images only.
     """
     terms = compiled_together(make_validation_terms(config, mesh), "validation")
-    index = np.arange(len(test))
 
-    def validate(variables: Any) -> dict[str, np.ndarray]:
+    def validate(variables: Any, images: int | None = None) -> dict[str, np.ndarray]:
+        index = np.arange(len(test))[:images]
+
         def compute(first: int, batch: Any) -> Any:
             return terms(variables, batch, jnp.asarray(first // batch_size))
 

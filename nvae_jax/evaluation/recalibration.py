@@ -1,4 +1,8 @@
-"""Batch-norm statistics of samples: what the decoder sees when it samples, not when it encodes."""
+"""Batch-norm statistics other than the running ones.
+
+Those of samples are what the decoder sees when it samples, not when it encodes; those of training
+images are the evaluated parameters' own.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,11 +21,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
 from nvae_jax.errors import reading
+from nvae_jax.evaluation.batch_statistics import BatchStatistics
+from nvae_jax.evaluation.inputs import fixed_split
 from nvae_jax.evaluation.trained import TrainedModel
 from nvae_jax.model import NVAE, ModelConfig
 from nvae_jax.parallel import replicated
 
 BATCHES, BATCH_SIZE = 500, 16  # of the original (NVAE, §4.2)
+IMAGE_BATCHES = 100
 
 
 def recalibrate(
@@ -57,6 +64,10 @@ def recalibrate(
         if (number + 1) % 100 == 0:
             jax.block_until_ready(batch_stats)
             model.log(f"recalibration: {number + 1:,}/{batches:,} batches")
+    return _finite(batch_stats)
+
+
+def _finite(batch_stats: Any) -> Any:
     broken = [
         ".".join(path)
         for path, x in flatten_dict(batch_stats).items()
@@ -105,17 +116,51 @@ def recalibrated(
 
     Arguments and errors are those of `recalibrate`. A model without batch norm comes back as it is.
     """
+    arguments = {
+        "temperatures": [round(float(t), 6) for t in temperatures],
+        "batches": batches,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    return _kept(
+        model, arguments, lambda: recalibrate(model, temperatures, batches, batch_size, seed)
+    )
+
+
+def recalibrated_on_images(
+    model: TrainedModel, batches: int = IMAGE_BATCHES, batch_size: int = 64, seed: int = 0
+) -> TrainedModel:
+    """The model with statistics of training images, kept and used again as by `recalibrated`.
+
+    Where parameters are averaged, the running statistics are those of other parameters.
+
+    Args:
+      model: the model whose statistics are the start; its data has to be there.
+      batches: the number of batches, each of which enters with the usual weight.
+      batch_size: images per batch on each device.
+      seed: of the choice of images.
+
+    Raises:
+      ConfigError: the data is missing or broken.
+      FloatingPointError: the statistics are not finite.
+    """
+    arguments = {"images": "train", "batches": batches, "batch_size": batch_size, "seed": seed}
+
+    def compute() -> Any:
+        statistics = BatchStatistics(model.config, batch_size * model.mesh.size, model.mesh)
+        train = fixed_split(model.dataset, "train")
+        return _finite(statistics.updated(model.variables, train, batches, seed))
+
+    return _kept(model, arguments, compute)
+
+
+def _kept(
+    model: TrainedModel, arguments: Mapping[str, Any], compute: Callable[[], Any]
+) -> TrainedModel:
+    """The model with other statistics, from its folder, or computed and written there."""
     if not model.variables["batch_stats"]:
         return model
-    provenance = json.dumps(
-        {
-            "step": model.step,
-            "temperatures": [round(float(t), 6) for t in temperatures],
-            "batches": batches,
-            "batch_size": batch_size,
-            "seed": seed,
-        }
-    )
+    provenance = json.dumps({"step": model.step} | dict(arguments))
     digest = hashlib.sha256(provenance.encode()).hexdigest()[:8]
     name = f"recalibrated/step_{model.step}_{digest}.npz"
     path = model.workdir.results / name
@@ -127,7 +172,7 @@ def recalibrated(
         model.log(f"recalibrated statistics from {path}")
         batch_stats = jax.device_put(unflatten_dict(arrays, sep="/"), replicated(model.mesh))
     else:
-        batch_stats = recalibrate(model, temperatures, batches, batch_size, seed)
+        batch_stats = compute()
         file = io.BytesIO()
         np.savez(file, provenance=np.asarray(provenance), **flatten_dict(batch_stats, sep="/"))
         model.workdir.write(name, file.getvalue())

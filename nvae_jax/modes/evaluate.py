@@ -15,6 +15,7 @@ from nvae_jax.errors import require
 from nvae_jax.evaluation.inputs import SPLITS, fixed_split
 from nvae_jax.evaluation.likelihood import make_image_likelihood
 from nvae_jax.evaluation.pictures import draw_bounds, draw_groups
+from nvae_jax.evaluation.recalibration import recalibrated_on_images
 from nvae_jax.evaluation.trained import TrainedModel
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.distributions import ACTIVE_KL, bits_per_dimension
@@ -32,6 +33,7 @@ class EvaluateOptions:
       batch_size: images at a time on each device
       draws_at_once: draws per image in one pass; faster for few images, but requires more memory
       seed: seeds the draws
+      recalibrate: use batch-norm statistics of training images
     """
 
     split: str = "test"
@@ -40,6 +42,7 @@ class EvaluateOptions:
     batch_size: int = 64
     draws_at_once: int = 1
     seed: int = 0
+    recalibrate: bool = False
 
     def __post_init__(self):
         require("split", self.split, self.split in SPLITS, ", ".join(SPLITS))
@@ -66,10 +69,12 @@ def evaluate(model: TrainedModel, options: EvaluateOptions = EvaluateOptions()) 
     Raises:
       ConfigError: the data is missing, or more images are asked for than there are.
     """
+    if options.recalibrate:
+        model = recalibrated_on_images(model)
     source = fixed_split(model.dataset, options.split)
     number = len(source) if options.images is None else options.images
     require("images", number, number <= len(source), f"at most {len(source)}")
-    name = f"evaluate/{options.split}_{options.draws}"
+    name = f"evaluate/{options.split}_{options.draws}{'_recalibrated' * options.recalibrate}"
     provenance = {"step": model.step, "images": number} | {
         name: getattr(options, name) for name in ("split", "draws", "seed")
     }

@@ -18,6 +18,7 @@ from nvae_jax.config.changes import check_changes, consent
 from nvae_jax.config.run import RunConfig, read_run
 from nvae_jax.data.sources import Dataset
 from nvae_jax.errors import ConfigError, require
+from nvae_jax.processes import decided
 from nvae_jax.training.guard import Health
 from nvae_jax.training.state import TrainState
 from nvae_jax.workdir import Workdir
@@ -44,8 +45,8 @@ class Going:
     def __init__(self, workdir: Workdir, run: RunConfig, accept: bool):
         self._workdir, self._run, self._accept = workdir, run, accept
         workdir.checkpoints.remove_unfinished()
-        strays = workdir.checkpoints.strays()
-        if strays and not workdir.checkpoints.steps():
+        strays, steps = decided(lambda: (workdir.checkpoints.strays(), workdir.checkpoints.steps()))
+        if strays and not steps:
             raise ConfigError(
                 f"{workdir.checkpoints.folder} has no whole checkpoint, but parts of "
                 f"{', '.join(map(str, strays))}; allowed: a new work directory, or one without them"
@@ -53,7 +54,7 @@ class Going:
         if strays:
             places = ", ".join(map(os.fspath, workdir.checkpoints.set_aside(strays)))
             workdir.log(f"no checkpoints, and moved out of the way: {places}")
-        self.step = workdir.checkpoints.latest_step()
+        self.step = max(steps, default=None)
         self._changes: list[str] = []
         self._manifest: Manifest | None = None
         if self.step is not None:

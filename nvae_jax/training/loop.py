@@ -21,18 +21,18 @@ from nvae_jax.config.run import RunConfig
 from nvae_jax.data.loader import steps_per_epoch, train_batches
 from nvae_jax.data.loading import LoadingConfig
 from nvae_jax.data.sources import Dataset
-from nvae_jax.evaluation.likelihood import make_validation
 from nvae_jax.evaluation.pictures import make_pictures
 from nvae_jax.parallel import check_batch_size, make_mesh, replicated, shard_batch
-from nvae_jax.processes import Preemption, naming_the_dead
+from nvae_jax.processes import Preemption, decided, naming_the_dead
 from nvae_jax.training.continuing import Going, effective_seed
 from nvae_jax.training.diagnosis import REMEDIES, diagnose
-from nvae_jax.training.fitting import check_memory, refusing_exhausted
+from nvae_jax.training.fitting import check_memory, check_state, refusing_exhausted
 from nvae_jax.training.guard import STRETCH, easing
 from nvae_jax.training.objective import kl_weight
 from nvae_jax.training.program import Program, make_program
 from nvae_jax.training.recorder import Recorder
 from nvae_jax.training.state import TrainState
+from nvae_jax.training.validating import make_validation
 from nvae_jax.training.watch import DivergenceError
 from nvae_jax.workdir import Workdir
 from nvae_jax.workdir.integrity import NotFiniteError
@@ -53,6 +53,7 @@ class _Job:
     going: Going
     epoch_steps: int
     start: float  # of `train`, in seconds of the monotonic clock
+    ignore_memory: bool = False
 
     @property
     def total_steps(self) -> int:
@@ -61,6 +62,11 @@ class _Job:
     @property
     def eval_batch_size(self) -> int:
         return self.run.training.eval_batch_size or self.run.training.batch_size
+
+    def check_memory(self, compiled: Any) -> None:
+        """Refuses a compiled update that does not fit, unless that is to be tried."""
+        if not self.ignore_memory:
+            check_memory(compiled, self.mesh, self.run.training)
 
     def batches(self, start_step: int, loading: LoadingConfig, seed: int) -> Any:
         """Training batches on the devices, the next one on its way there while one is used."""
@@ -81,6 +87,7 @@ def train(
     path: str | os.PathLike[str],
     preemption: Preemption | None = None,
     accept_changes: bool = False,
+    ignore_memory: bool = False,
 ) -> dict[str, float] | None:
     """Trains a model in the work directory `path`.
 
@@ -92,6 +99,7 @@ def train(
       path: the work directory, new or of the run to continue.
       preemption: asked after every step whether to save and return; None: never.
       accept_changes: whether a run may go on with other settings and images than before.
+      ignore_memory: whether to start although the memory seems too small.
 
     Returns: the record of the last validation, with `validation/nelbo` in nats per image; None if
       the run was preempted.
@@ -119,9 +127,11 @@ def train(
         dataset = run.open_data()
         epoch_steps = steps_per_epoch(dataset, training.batch_size)
         program = make_program(run.model, training, epoch_steps, mesh, flip=dataset.flip)
+        if not ignore_memory:
+            check_state(program.state, mesh)
         if not exists:
             stack.enter_context(workdir.locked())
-        job = _Job(workdir, run, mesh, dataset, program, going, epoch_steps, start)
+        job = _Job(workdir, run, mesh, dataset, program, going, epoch_steps, start, ignore_memory)
         going.agree(dataset, job.total_steps)
         return _train(job, preemption)
 
@@ -142,9 +152,8 @@ def _train(job: _Job, preemption: Preemption | None) -> dict[str, float] | None:
             "compiling the update: minutes the first time, seconds later; a warning of XLA that "
             "compilation is slow can be ignored"
         )
-        check = functools.partial(check_memory, mesh=job.mesh, training=job.run.training)
         shapes = program.state, program.batch
-        update = compiled_ahead(program.update, "update", *shapes, check=check)
+        update = compiled_ahead(program.update, "update", *shapes, check=job.check_memory)
         workdir.records.reopen()
         state = state or start_or_resume(job)
     else:
@@ -157,7 +166,7 @@ def _train(job: _Job, preemption: Preemption | None) -> dict[str, float] | None:
         job.dataset,
         job.total_steps,
         int(state.step),
-        validate=make_validation(model, job.dataset.test, job.eval_batch_size, job.mesh),
+        validate=make_validation(job.run, job.dataset, job.eval_batch_size, job.mesh),
         draw=lambda variables: draw(jax.device_put(variables, replicated(job.mesh))),
     )
     with refusing_exhausted(), naming_the_dead():
@@ -253,7 +262,7 @@ def _go_back(job: _Job, updates: _Updates, trouble: str) -> TrainState:
             f"first. What helps: {REMEDIES}, each with {ACCEPT} to go on with this run."
         )
     updates.state = None
-    if job.workdir.checkpoints.latest_step() is None:
+    if decided(job.workdir.checkpoints.latest_step) is None:
         state = job.going.eased(_fresh(job), health)
     else:
         state = job.going.eased(job.going.restore(job.program.state), health)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,10 +19,12 @@ from nvae_jax.errors import ConfigError
 from nvae_jax.evaluation.pictures import draw_curves
 from nvae_jax.memory import give_back_freed_memory
 from nvae_jax.model.distributions import bits_per_dimension
+from nvae_jax.processes import decided
 from nvae_jax.training.metrics import flatten_metrics, mean_metrics
 from nvae_jax.training.saving import Saver
 from nvae_jax.training.state import TrainState
 from nvae_jax.training.tensorboard import TensorBoard
+from nvae_jax.training.validating import drift_note
 from nvae_jax.training.watch import DivergenceError, Watch
 from nvae_jax.workdir import Workdir
 from nvae_jax.workdir.integrity import on_host
@@ -71,17 +74,19 @@ class Recorder:
         self._workdir.records.truncate_metrics(step)
         # With other settings or images than before, another NELBO is usual.
         first = self._workdir.records.last_change(step)
-        windows = (
-            record["train/nelbo"]
-            for record in self._workdir.records.read_metrics()
-            # Of several processes, others may read the file before the first one has cut it.
-            if "train/nelbo" in record and first < record["step"] <= step
-        )
-        self._watch = Watch(windows)
+        self._watch = Watch(decided(functools.partial(self._windows, first, step)))
         self._window: list[dict[str, Array]] = []
         self._save_is_due = False
         self._validated: tuple[int, float | None] = (0, None)  # the last step, and its NELBO
         self.restart_clock()
+
+    def _windows(self, first: int, last: int) -> list[float]:
+        """The NELBO of the windows between two steps that are written down."""
+        return [
+            record["train/nelbo"]
+            for record in self._workdir.records.read_metrics()
+            if "train/nelbo" in record and first < record["step"] <= last
+        ]
 
     def is_due(self, step: int) -> bool:
         """Whether more than counting is to be done after `step`."""
@@ -169,9 +174,10 @@ class Recorder:
           step: the last one.
           state: after it, to be validated if the record of that is lost.
         """
-        if (last := self._last_validation(step)) is None:
+        find = functools.partial(self._last_validation, step)
+        if (last := decided(find)) is None:
             self._validation(step, state)
-            last = self._last_validation(step)
+            last = decided(find)
         assert last is not None
         records = self._workdir.records.read_metrics()
         baseline = independent_pixels(self._dataset, self._image)
@@ -254,7 +260,7 @@ class Recorder:
             f"step {step:,}/{self._total_steps:,}  "
             f"validation NELBO {self._in_both_units(means['nelbo'])} = "
             f"{means['reconstruction']:.1f} + KL {means['kl']:.1f}, "
-            f"{len(self._dataset.test):,} images"
+            f"{len(self._dataset.test):,} images{drift_note(means)}"
         )
         self._watch.validation(step, float(means["nelbo"]))
         self._validated = step, float(means["nelbo"])

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
 from nvae_jax.errors import ConfigError, writing
+from nvae_jax.processes import decided, failing_together
 from nvae_jax.workdir.integrity import (
+    METADATA,
     DamagedError,
     NotFiniteError,
+    compare,
     differences,
     first_few,
     inspected,
+    metadata_checksum,
     named,
 )
-from nvae_jax.workdir.orbax import open_manager, reading_checkpoint, writing_checkpoint
+from nvae_jax.workdir.orbax import (
+    open_manager,
+    read_arrays,
+    read_json,
+    reading_checkpoint,
+    writing_checkpoint,
+)
 from nvae_jax.workdir.retention import Keep
 
 T = TypeVar("T")
@@ -45,7 +54,7 @@ class Checkpoints:
         self.folder = folder
         self._keep = keep
         self._manager: ocp.CheckpointManager | None = None
-        self._unverified: tuple[int, Any] | None = None  # a step, and what its state looks like
+        self._unverified: int | None = None  # the step of the last save, until it is verified
 
     def save(self, step: int, state: Any, metadata: Mapping[str, Any]) -> None:
         """Starts to save a checkpoint, and returns while it is being written.
@@ -76,13 +85,12 @@ class Checkpoints:
         items = {
             "state": ocp.args.PyTreeSave(state),
             "metadata": ocp.args.JsonSave(metadata),
-            "checksums": ocp.args.JsonSave(checksums | _checksum(metadata)),
+            "checksums": ocp.args.JsonSave(checksums | metadata_checksum(metadata)),
         }
         # By force, because the caller decides when to save; Orbax would skip steps silently.
-        with writing_checkpoint(self.folder):
+        with failing_together(), writing_checkpoint(self.folder):
             self._open().save(step, args=ocp.args.Composite(**items), force=True)
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-        self._unverified = step, shapes
+        self._unverified = step
 
     def restore(
         self,
@@ -105,9 +113,9 @@ class Checkpoints:
           `(state, metadata)`; `state` has the structure of `abstract_state`.
 
         Raises:
-          ConfigError: there is no such checkpoint.
-          DamagedError: its files are broken, an array is not what was saved, or the checkpoint has
-            other entries, shapes or dtypes than `abstract_state`; the message names the first ones.
+          ConfigError: there is no such checkpoint, or it is whole and has other entries, shapes or
+            dtypes than `abstract_state`; the message names the first ones.
+          DamagedError: its files are broken, or an array is not what was saved.
           NotFiniteError: it holds numbers that are not finite; the message names the arrays.
         """
         latest, manager = self.latest_step(), self._open()
@@ -118,12 +126,16 @@ class Checkpoints:
                 f"{manager.directory} has no checkpoint{'' if step is None else f' {step}'}; "
                 f"allowed: {steps or 'a folder with checkpoints'}"
             )
-        where = f"checkpoint {step} in {manager.directory}"
+        where = self._place(step)
         with self._reading(step):
             tree = manager.metadata(step).item_metadata["state"].tree
         if found := differences(tree, abstract_state, partial, optional):
-            title = f"{where} is not as wanted in {len(found)} places, the first of them:"
-            raise DamagedError(f"{title} {'; '.join(found[:5])}")
+            # What is damaged may look like what is different.
+            decided(functools.partial(self._check, step))
+            raise ConfigError(
+                f"{where} is another model's or another version's, not as wanted in "
+                f"{len(found)} places, the first of them: {'; '.join(found[:5])}"
+            )
         placed = ocp.checkpoint_utils.construct_restore_args(abstract_state)
         arrays = ocp.args.PyTreeRestore(
             abstract_state, placed, partial_restore=partial or optional is not None
@@ -136,8 +148,7 @@ class Checkpoints:
             restored = manager.restore(step, args=ocp.args.Composite(**items))
         checksums, bad = inspected(restored.state)
         if has_checksums:
-            read = checksums | _checksum(restored.metadata)
-            self._compare(step, restored.checksums, read)
+            compare(where, restored.checksums, checksums | metadata_checksum(restored.metadata))
         elif _FORMAT in restored.metadata:  # the first format has none
             raise DamagedError(f"{where} has lost its checksums; allowed: a whole one")
         if bad:
@@ -161,8 +172,11 @@ class Checkpoints:
           ConfigError: there is no checkpoint, or none that can be read.
         """
         errors: list[ConfigError] = []
-        for step in sorted(self.steps(), reverse=True):
+        self.wait()
+        for step in sorted(decided(self.steps), reverse=True):
             try:
+                if jax.process_count() > 1:  # of which each may find another part damaged
+                    decided(functools.partial(self._check, step))
                 return read(step), errors
             except skipped as error:
                 errors.append(error)
@@ -224,12 +238,13 @@ class Checkpoints:
         """
         if self._manager is None:
             return
-        with writing_checkpoint(self.folder):
+        step, self._unverified = self._unverified, None
+        together = contextlib.nullcontext() if step is None else failing_together()
+        with together, writing_checkpoint(self.folder):
             self._manager.wait_until_finished()
-        if self._unverified is not None:
-            (step, shapes), self._unverified = self._unverified, None
+        if step is not None:
             try:
-                self._verify(step, shapes)
+                decided(functools.partial(self._verify, step))
             except DamagedError as error:
                 (place,) = self.set_aside([step])
                 raise DamagedError(f"{error}; it is in {os.fspath(place)} now") from error
@@ -266,30 +281,36 @@ class Checkpoints:
     def _is_checkpoint(self, step: int) -> bool:
         return (self.folder / str(step) / "state").exists()
 
-    def _verify(self, step: int, shapes: Any) -> None:
-        """Reads a checkpoint back into the host's memory."""
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-        items = ocp.args.Composite(
-            state=ocp.args.PyTreeRestore(shapes, as_numpy), checksums=ocp.args.JsonRestore()
-        )
-        with self._reading(step):
-            restored = self._open().restore(step, args=items)
-        self._compare(step, restored.checksums, inspected(restored.state)[0])
+    def _check(self, step: int) -> None:
+        """Verifies a checkpoint that has checksums."""
+        if (self.folder / str(step) / "checksums").exists():
+            self._verify(step)
 
-    def _compare(self, step: int, saved: Mapping[str, int], read: Mapping[str, int]) -> None:
-        changed = [name for name, value in read.items() if saved.get(name) != value]
-        if changed:
-            raise DamagedError(
-                f"checkpoint {step} in {self.folder} is damaged: {len(changed)} of {len(read)} "
-                f"arrays are not what was saved ({first_few(changed)}); allowed: a whole one"
-            )
+    def _verify(self, step: int) -> None:
+        """Reads a checkpoint back into the host's memory, without the other processes."""
+        folder = self.folder / str(step)
+        with reading_checkpoint(folder):
+            state, checksums = read_arrays(folder / "state"), read_json(folder / "checksums")
+        saved = {name: x for name, x in checksums.items() if name != METADATA}
+        read, bad = inspected(state)
+        # What was saved and is not there any more has no checksum.
+        compare(self._place(step), saved, dict.fromkeys(saved) | read)
+        if bad:
+            raise NotFiniteError(f"{self._place(step)} is not finite in {first_few(bad)}")
+
+    def _place(self, step: int) -> str:
+        return f"checkpoint {step} in {self.folder}"
 
     def _prune(self) -> None:
         manager = self._open()
-        steps = list(manager.all_steps())
-        for step in set(steps) - self._keep.chosen(steps, self._nelbo(steps)):
+        for step in decided(self._superseded):
             with writing_checkpoint(self.folder):
                 manager.delete(step)
+
+    def _superseded(self) -> list[int]:
+        """The steps of the checkpoints that are not kept."""
+        steps = list(self._open().all_steps())
+        return sorted(set(steps) - self._keep.chosen(steps, self._nelbo(steps)))
 
     def _nelbo(self, steps: list[int]) -> dict[int, float]:
         """The validation NELBO of those checkpoints that have one."""
@@ -297,9 +318,8 @@ class Checkpoints:
             return {}
         found = {}
         for step in steps:
-            items = ocp.args.Composite(metadata=ocp.args.JsonRestore())
             with contextlib.suppress(DamagedError), self._reading(step):
-                metadata = self._open().restore(step, args=items).metadata
+                metadata = read_json(self.folder / str(step) / "metadata")
                 if NELBO in metadata:
                     found[step] = metadata[NELBO]
         return found
@@ -311,7 +331,3 @@ class Checkpoints:
         if self._manager is None:
             self._manager = open_manager(self.folder)
         return self._manager
-
-
-def _checksum(metadata: Mapping[str, Any]) -> dict[str, int]:
-    return {"(metadata)": zlib.crc32(json.dumps(metadata, sort_keys=True).encode())}

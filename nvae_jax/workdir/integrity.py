@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from nvae_jax.errors import ConfigError
+
+METADATA = "(metadata)"  # among the names of arrays that have a checksum
 
 
 class DamagedError(ConfigError):
@@ -39,6 +42,25 @@ def inspected(tree: Any) -> tuple[dict[str, int], list[str]]:
         if not _is_finite(array):
             bad.append(name)
     return checksums, bad
+
+
+def metadata_checksum(metadata: Mapping[str, Any]) -> dict[str, int]:
+    """The CRC-32 of a checkpoint's metadata, beside those of its arrays."""
+    return {METADATA: zlib.crc32(json.dumps(metadata, sort_keys=True).encode())}
+
+
+def compare(where: str, saved: Mapping[str, int], read: Mapping[str, int | None]) -> None:
+    """Compares the checksums of what was read with those that were saved.
+
+    Raises:
+      DamagedError: there are others.
+    """
+    changed = [name for name, value in read.items() if saved.get(name) != value]
+    if changed:
+        raise DamagedError(
+            f"{where} is damaged: {len(changed)} of {len(read)} arrays are not what was saved "
+            f"({first_few(changed)}); allowed: a whole one"
+        )
 
 
 def differences(

@@ -9,7 +9,10 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -36,6 +39,19 @@ def open_manager(folder: epath.Path) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(
             folder, options=ocp.CheckpointManagerOptions(), handler_registry=registry
         )
+
+
+def read_arrays(folder: epath.Path) -> Any:
+    """The tree of a checkpoint's item `state` in the host's memory, read by this process alone."""
+    handler = ocp.PyTreeCheckpointHandler()
+    tree = handler.metadata(folder).tree
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+
+
+def read_json(folder: epath.Path) -> dict[str, Any]:
+    """A checkpoint's item of JSON, read by this process alone."""
+    return ocp.JsonCheckpointHandler().restore(folder, args=ocp.args.JsonRestore())
 
 
 @contextlib.contextmanager
