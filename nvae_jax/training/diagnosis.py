@@ -12,6 +12,7 @@ from jax import Array
 
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.model.architecture import ModelConfig
+from nvae_jax.training.first_operation import first_not_finite
 from nvae_jax.training.program import Batch, batch_pixels
 from nvae_jax.training.state import TrainState
 from nvae_jax.training.step import make_loss
@@ -47,7 +48,6 @@ def diagnose(
     """
     loss = make_loss(config, training)
 
-    @jax.jit
     def measure(params: Any, batch_stats: Any, batch: Batch, seed: Array, step: Array) -> Any:
         key = jax.random.fold_in(jax.random.key(seed), step)
         x = batch_pixels(config.image, batch, seed, flip)
@@ -55,7 +55,7 @@ def diagnose(
         return gradient, (x.min(), x.max())
 
     arguments = state.params, state.batch_stats, batch, state.seed, np.int32(step - 1)
-    (gradient, (metrics, statistics)), (lowest, highest) = measure(*arguments)
+    (gradient, (metrics, statistics)), (lowest, highest) = jax.jit(measure)(*arguments)
     lines = [
         f"Update {step:,}, with the last sound state and the images of that update:",
         f"  pixels              {float(lowest):.3g} to {float(highest):.3g}",
@@ -73,10 +73,12 @@ def diagnose(
         "gradient": gradient,
         "updated batch-norm statistics": statistics,
     }
-    for title, tree in sections.items():
-        _, names = inspected(tree)
+    broken = {title: inspected(tree)[1] for title, tree in sections.items()}
+    for title, names in broken.items():
         lines.append(f"Not finite in the {title}: {len(names)} arrays")
         lines += [f"  {name}" for name in names[:_SHOWN]]
+    first = _first_operation(measure, arguments) if broken["gradient"] else "none of the gradient's"
+    lines.append(f"First operation that is not finite: {first}")
     lines.append("Largest gradients by module (norm of the gradient, norm of the parameters):")
     lines += _largest(gradient, state.params)
     scales = [x for path, x in flatten_dict(state.params).items() if path[-1] == "scale"]
@@ -84,6 +86,15 @@ def diagnose(
     lines.append(f"Batch norm: scales {_range(scales)}; running variances {_range(variances)}")
     lines.append(f"What helps: {REMEDIES}.")
     return "\n".join(lines) + "\n"
+
+
+def _first_operation(measure: Any, arguments: tuple[Any, ...]) -> str:
+    if jax.process_count() > 1:  # operations one by one act on one process's devices
+        return "not known of several processes; one process on the same images says it"
+    try:
+        return first_not_finite(measure, *arguments) or "not known: alone, all are"
+    except jax.errors.JaxRuntimeError as error:  # without recomputation it may not fit the memory
+        return f"not known ({str(error).splitlines()[0]})"
 
 
 def _largest(gradient: Any, params: Any) -> list[str]:
