@@ -1,0 +1,115 @@
+"""Trains a small model under one fault after another, and writes down what became of each run.
+
+    python tests/faults.py --output=FOLDER
+
+What goes wrong, and how, is in `faulty.py`. `faults.md` and `faults.json` in FOLDER have the table.
+"""
+
+import argparse
+import contextlib
+import json
+import re
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+from faulty import FAULTS, SEEDS, Bench, leaf_faults
+
+from nvae_jax.compilation import keep_compiled_programs
+
+
+def verdict(rows, clean):
+    """What became of the runs of a fault, and whether that is as it should be.
+
+    A run has recovered if its NELBO is no higher than that of the worst clean run by more than the
+    range of the clean ones.
+    """
+    limit = 2 * max(clean) - min(clean)
+    words, sound = [], True
+    for row in rows:
+        broken = row["not finite"] or not np.isfinite(row["done NELBO"])
+        if row["outcome"] == "done":
+            recovered = row["nelbo"] <= limit
+            words.append("recovered" if recovered else "done, but worse")
+            sound &= recovered and not broken
+        elif row["outcome"] == "report":
+            words.append("report, code 3")
+            sound &= row["report"] and not row["called done"] and not broken
+        else:
+            words.append(row["outcome"])
+            sound = False
+    return ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words)), sound
+
+
+def table(results):
+    """The table in Markdown: a row per fault."""
+    clean = [row["nelbo"] for row in results["none"]]
+    lines = [
+        "| fault | what became of the runs | left out | gone back | NELBO, nats per image |",
+        "|---|---|---|---|---|",
+    ]
+
+    def spread(values):
+        low, high = min(values), max(values)
+        return str(low) if low == high else f"{low} to {high}"
+
+    for name, rows in results.items():
+        found = [row["nelbo"] for row in rows if row["outcome"] == "done"]
+        nelbo = ""
+        if found:
+            nelbo = f"{statistics.mean(found):.1f} ({min(found):.1f} to {max(found):.1f})"
+        words, sound = verdict(rows, clean)
+        lines.append(
+            f"| {name} | {words}{'' if sound else ' **(!)**'} | "
+            f"{spread([row['skipped'] for row in rows])} | "
+            f"{spread([row['rollbacks'] for row in rows])} | {nelbo} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    """Does what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="the folder of the table")
+    parser.add_argument("--only", default="", help="a regular expression for names of faults")
+    parser.add_argument("--keep", action="store_true", help="keep the runs, beside the table")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    keep_compiled_programs()
+    results: dict[str, list[dict[str, Any]]] = {}
+    with contextlib.ExitStack() as stack:
+        runs = options.output / "runs"
+        if not options.keep:
+            runs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        runs.mkdir(exist_ok=True)
+        bench = Bench(runs)
+        stack.enter_context(bench.installed())
+
+        def study(title, cases):
+            for fault, seed in cases:
+                path = runs / f"{re.sub(r'[^a-zA-Z0-9]+', '_', fault.name)}_{seed}"
+                row = bench.run(fault, seed, path)
+                results.setdefault(title, []).append(row)
+                print(json.dumps(row), flush=True)
+            (options.output / "faults.json").write_text(json.dumps(results, indent=1))
+            (options.output / "faults.md").write_text(table(results))
+
+        for fault in FAULTS:
+            if fault.name == "none" or re.search(options.only, fault.name):
+                study(fault.name, [(fault, seed) for seed in SEEDS])
+        leaves = leaf_faults(bench.state())
+        for section, title in (("params", "parameters"), ("batch_stats", "batch-norm statistics")):
+            of_section = [fault for fault in leaves if fault.name.startswith(section)]
+            title = f"infinity in each of {len(of_section)} arrays of {title}"
+            if re.search(options.only, title):
+                study(title, [(f, SEEDS[i % len(SEEDS)]) for i, f in enumerate(of_section)])
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,361 @@
+"""Runs of a small model in which something goes wrong, in one process and by one compiled update.
+
+The images are scikit-learn's handwritten digits, of 8×8 pixels, binarised.
+
+Every run is a whole one in a work directory of its own: data, update, validation, checkpoints and
+guard are those of `nvae_jax.training`. A fault is what the loader delivers, what the state holds
+before an update, or what the configuration says.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Container
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.datasets import load_digits
+
+from configs import default
+from nvae_jax.config.run import read_run
+from nvae_jax.errors import ConfigError
+from nvae_jax.parallel import make_mesh
+from nvae_jax.training import diagnosis, guard, loop, program, step
+from nvae_jax.workdir import Workdir
+from nvae_jax.workdir.integrity import inspected, named
+
+SEEDS = (0, 1, 2)
+LIMIT = 300  # seconds after which a run counts as hanging
+STRETCH = 30  # updates in place of 1,000, because runs are short
+AT = 60  # the update at which a fault begins, between two checkpoints
+DUE = 80  # a checkpoint is due
+MODEL = {
+    "num_scales": 1,
+    "num_groups": 2,
+    "num_blocks": 0,
+    "num_latents": 2,
+    "encoder_channels": 4,
+    "decoder_channels": 4,
+    "encoder_cells": 1,
+    "decoder_cells": 1,
+    "preprocess_cells": 1,
+    "postprocess_cells": 1,
+    "architecture": "res_bnswish",
+}
+TRAINING = {
+    "epochs": 8,
+    "batch_size": 64,
+    "learning_rate": 1e-2,
+    "warmup_epochs": 1,
+    "log_interval": 5,
+    "eval_interval": 40,
+    "picture_interval": 10**6,
+    "checkpoint_interval": 20,
+    "drift_batches": 0,
+    "eval_batch_size": 64,
+}
+TRAIN = 1500  # images; the others are tested on
+EPOCH = TRAIN // 64
+STEPS = 8 * EPOCH
+
+# What a batch's field `epoch` says, beside the epoch, to the update of this script.
+_GRADIENT, _LEVELS = -1, -2
+
+
+def _mark(kind: int) -> Callable[[Any], Any]:
+    return lambda batch: batch | {"epoch": np.full_like(batch["epoch"], kind)}
+
+
+def _noise(batch: Any) -> Any:
+    """Random bytes in place of images."""
+    rng = np.random.default_rng(0)
+    return batch | {"image": rng.integers(0, 256, batch["image"].shape, np.uint8)}
+
+
+def _dark(batch: Any) -> Any:
+    """Images whose levels were divided by 255 before they were stored."""
+    return batch | {"image": batch["image"] // 255}
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """What goes wrong in a run.
+
+    Attributes:
+      name: for the table.
+      batch: from a batch to what is delivered in its place.
+      leaf: the dotted name of an array of the state in which a number becomes infinite.
+      steps: the updates at which that happens.
+      always: whether it also happens after the run has gone back.
+      changes: other values of fields of the section `training`.
+    """
+
+    name: str
+    batch: Callable[[Any], Any] | None = None
+    leaf: str | None = None
+    steps: Container[int] = ()
+    always: bool = False
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def strikes(self, step: int, gone_back: bool) -> bool:
+        return step in self.steps and (self.always or not gone_back)
+
+
+_EVER = range(AT, 10**9)
+_FROM_THE_START = range(1, 10**9)
+FAULTS = (
+    Fault("none"),
+    Fault("gradient NaN at one update", _mark(_GRADIENT), steps=[AT]),
+    Fault("gradient NaN at three in a row", _mark(_GRADIENT), steps=range(AT, AT + 3)),
+    Fault("gradient NaN at ten in a row", _mark(_GRADIENT), steps=range(AT, AT + 10)),
+    Fault("gradient NaN from then on", _mark(_GRADIENT), steps=_EVER, always=True),
+    Fault("gradient NaN where a checkpoint is due", _mark(_GRADIENT), steps=[DUE]),
+    Fault("gradient NaN at the last update", _mark(_GRADIENT), steps=[STEPS]),
+    Fault("gradient NaN at the last two updates", _mark(_GRADIENT), steps=[STEPS - 1, STEPS]),
+    Fault("a batch of random bytes", _noise, steps=[AT]),
+    Fault("ten batches of random bytes", _noise, steps=range(AT, AT + 10)),
+    Fault("a batch of pixels up to 255", _mark(_LEVELS), steps=[AT]),
+    Fault("ten batches of pixels up to 255", _mark(_LEVELS), steps=range(AT, AT + 10)),
+    Fault("all pixels up to 255", _mark(_LEVELS), steps=_FROM_THE_START, always=True),
+    Fault("all pixels up to 1/255", _dark, steps=_FROM_THE_START, always=True),
+    *(
+        Fault(f"learning rate times {factor:,}", changes={"learning_rate": 1e-2 * factor})
+        for factor in (10, 100, 1000)
+    ),
+    Fault("batches of 2", changes={"batch_size": 2, "epochs": 2}),
+)
+
+
+def leaf_faults(state: Any) -> list[Fault]:
+    """Infinity in each parameter and each statistic of a state in turn."""
+    return [
+        Fault(name, leaf=name, steps=[AT])
+        for name in named({"params": state.params, "batch_stats": state.batch_stats})
+    ]
+
+
+def write_images(folder: Path) -> Path:
+    """Writes the images, unless they are there; returns the file."""
+    path = folder / "digits.npz"
+    if not path.exists():
+        levels = np.uint8(load_digits().images * (255 / 16))
+        np.savez(path, train=levels[:TRAIN], test=levels[TRAIN:])
+    return path
+
+
+class Bench:
+    """Runs that share programs, and go wrong as `fault` says."""
+
+    def __init__(self, folder: Path):
+        self._images = write_images(folder)
+        self.fault = FAULTS[0]
+        self._mesh = make_mesh()
+        self._validations: dict[Any, Any] = {}
+        self._updates: dict[Any, Any] = {}
+
+    @contextlib.contextmanager
+    def installed(self):
+        """Has `nvae_jax.training` use what is here."""
+        with contextlib.ExitStack() as stack:
+            for place, name, value in (
+                (guard, "STRETCH", STRETCH),
+                (loop, "STRETCH", STRETCH),
+                (loop, "make_mesh", lambda **_: self._mesh),
+                (loop, "make_program", self._program),
+                (loop, "compiled_ahead", self._compiled(loop.compiled_ahead)),
+                (loop, "make_validation", self._validation(loop.make_validation)),
+                (loop, "make_pictures", lambda *_: lambda variables: {}),
+                (loop, "train_batches", self._batches(loop.train_batches)),
+                (program, "batch_pixels", _pixels(program.batch_pixels)),
+                (diagnosis, "batch_pixels", _pixels(program.batch_pixels)),
+                (step, "make_loss", _loss(step.make_loss)),
+                (diagnosis, "make_loss", _loss(step.make_loss)),
+            ):
+                stack.enter_context(mock.patch.object(place, name, value))
+            stack.enter_context(mock.patch.object(loop.Workdir, "log", _quiet(loop.Workdir.log)))
+            yield
+
+    def run(self, fault: Fault, seed: int, path: Path) -> dict[str, Any]:
+        """Trains under a fault; returns a row of the table."""
+        self.fault = fault
+        run = self._described(fault.changes | {"seed": seed})
+        start, error = time.monotonic(), None
+        try:
+            with _deadline(LIMIT):
+                loop.train(run, path)
+            outcome = "done"
+        except FloatingPointError as failed:
+            outcome, error = "report", str(failed)
+        except ConfigError as refused:
+            outcome, error = "refused", str(refused)
+        except TimeoutError:
+            outcome = "hangs"
+        except Exception:
+            outcome, error = "crash", traceback.format_exc()
+        workdir = Workdir(path)
+        metrics = workdir.records.read_metrics() if path.exists() else []
+        validations = [r["validation/nelbo"] for r in metrics if "validation/nelbo" in r]
+        done = path / "done.json"
+        said = (path / "log.txt").read_text() if path.exists() else ""
+        return {
+            "fault": fault.name,
+            "seed": seed,
+            "outcome": outcome,
+            "error": error,
+            "skipped": said.count("the update is left out"),
+            "rollbacks": said.count(": going back to step"),
+            "nelbo": validations[-1] if validations else None,
+            "not finite": _unsound(workdir, path),
+            "report": (path / "report.txt").exists(),
+            "called done": done.exists(),
+            "done NELBO": json.loads(done.read_text())["validation/nelbo"] if done.exists() else 0,
+            "seconds": time.monotonic() - start,
+        }
+
+    def state(self) -> Any:
+        """The shapes of the state of the run without a fault."""
+        run = self._described({})
+        return _shared_program(run.model, run.training, EPOCH, self._mesh, False).state
+
+    def _described(self, changes: dict[str, Any]) -> Any:
+        settings = default.get_config("numpy_arrays")
+        settings.data.update(path=str(self._images), binarize=True)
+        settings.model.update(MODEL)
+        settings.training.update(TRAINING | changes)
+        return read_run(settings)
+
+    def _program(self, model, training, epoch_steps, mesh, *, flip):
+        # The seed is an argument of the programs.
+        shared = dataclasses.replace(training, seed=0)
+        return _shared_program(model, shared, epoch_steps, mesh, flip)
+
+    def _compiled(self, original):
+        def compiled_ahead(function, *arguments, **options):
+            if function not in self._updates:
+                self._updates[function] = original(function, *arguments, **options)
+
+            def update(state, batch):
+                fault = self.fault
+                number, gone_back = int(state.step) + 1, int(state.health.rollbacks) > 0
+                if fault.leaf is not None and fault.strikes(number, gone_back):
+                    state = _poisoned(state, fault.leaf)
+                return self._updates[function](state, batch)
+
+            return update
+
+        return compiled_ahead
+
+    def _validation(self, original):
+        def make_validation(run, dataset, batch_size, mesh):
+            key = run.model, batch_size
+            if key not in self._validations:
+                self._validations[key] = original(run, dataset, batch_size, mesh)
+            return self._validations[key]
+
+        return make_validation
+
+    def _batches(self, original):
+        def batches(dataset, batch_size, seed, start_step=0, *, put, **options):
+            # `put` knows no step, and is called ahead of it, but in order.
+            fault, number, gone_back = self.fault, start_step, seed not in SEEDS
+
+            def deliver(batch):
+                nonlocal number
+                number += 1
+                if fault.batch is not None and fault.strikes(number, gone_back):
+                    batch = fault.batch(batch)
+                return put(batch)
+
+            return original(dataset, batch_size, seed, start_step, put=deliver, **options)
+
+        return batches
+
+
+@functools.cache
+def _shared_program(model, training, epoch_steps, mesh, flip):
+    return program.make_program(model, training, epoch_steps, mesh, flip=flip)
+
+
+def _pixels(original):
+    """Pixels of a batch, as its field `epoch` marks them."""
+
+    def pixels(image, batch, seed, flip):
+        kind = batch["epoch"][0]
+        x = original(image, batch | {"epoch": jnp.maximum(batch["epoch"], 0)}, seed, flip)
+        x = jnp.where(kind == _LEVELS, 255 * x, x)
+        return x.at[0, 0, 0, 0].set(jnp.where(kind == _GRADIENT, -1, x[0, 0, 0, 0]))
+
+    return pixels
+
+
+def _loss(original):
+    """The loss, of which the gradient alone is NaN where the pixels are marked."""
+
+    def make_loss(config, training):
+        loss = original(config, training)
+
+        def marked(params, batch_stats, x, key, beta):
+            is_marked = x[0, 0, 0, 0] < 0
+            value, others = loss(params, batch_stats, jnp.maximum(x, 0), key, beta)
+            total = sum(leaf.sum() for leaf in jax.tree.leaves(params))
+            root = jnp.sqrt(jnp.where(is_marked, 0 * total, 1.0))
+            return value + root - jnp.where(is_marked, 0.0, 1.0), others
+
+        return marked
+
+    return make_loss
+
+
+def _poisoned(state, name):
+    """A state in which a number of the array with this dotted name is infinite."""
+    paths = dict(zip(named(state), jax.tree_util.tree_leaves_with_path(state), strict=True))
+    path, leaf = paths[name]
+    array = np.array(leaf)
+    array.flat[0] = np.inf
+    bad = jax.device_put(array, leaf.sharding)
+    return jax.tree_util.tree_map_with_path(lambda p, x: bad if p == path else x, state)
+
+
+def _unsound(workdir, path):
+    """The arrays in a run's checkpoints that are not finite, and checkpoints beside others."""
+    from interruptions import arrays_of
+
+    found = []
+    for number in workdir.checkpoints.steps():
+        _, bad = inspected(arrays_of(path / "checkpoints" / str(number)))
+        found += [f"{number}: {name}" for name in bad]
+    workdir.checkpoints.close()
+    return found
+
+
+def _quiet(original):
+    def log(self, message):
+        with contextlib.redirect_stdout(None):
+            original(self, message)
+
+    return log
+
+
+@contextlib.contextmanager
+def _deadline(seconds):
+    def ring(number, frame):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
