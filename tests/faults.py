@@ -35,8 +35,12 @@ def verdict(rows, clean):
         broken = row["not finite"] or not np.isfinite(row["done NELBO"])
         if row["outcome"] == "done":
             recovered = row["nelbo"] <= limit
-            words.append("recovered" if recovered else "done, but worse")
-            sound &= recovered and not broken
+            warned = "done with a warning of batch norm's drift"
+            worse = warned if row["drifted"] else "done, but worse"
+            words.append("recovered" if recovered else worse)
+            sound &= (recovered or row["drifted"]) and not broken
+        elif row["outcome"] == "refused":
+            words.append("refused, code 2")
         elif row["outcome"] == "report":
             words.append("report, code 3")
             sound &= row["report"] and not row["called done"] and not broken

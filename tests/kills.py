@@ -43,7 +43,6 @@ def start(path, processes):
     for number in range(processes):
         child = os.fork()
         if child == 0:
-            os.setpgid(0, 0)
             code = 1
             try:
                 if number or processes > 1:

@@ -65,6 +65,16 @@ def test_one_number_decides_whether_a_tree_is_finite(value):
     assert not all_finite(tree | {"b": [tree["b"][0], tree["b"][1].at[1].set(value)]})
 
 
+def test_a_nelbo_below_the_lowest_is_impossible():
+    density, probability = Watch(), Watch(lowest=0.0)
+    for value in (3.0, 0.1, -0.1):
+        density.window(1, value)
+        probability.window(1, value)
+    density.window(1, -50.0)
+    with pytest.raises(DivergenceError, match=r"is -50\.0 nats, and pixels from 0 to 1 have none"):
+        probability.window(1, -50.0)
+
+
 @pytest.mark.parametrize("level", [300.0, -300.0, 3.0])
 def test_a_jump_is_twice_the_usual_and_has_to_stay(level):
     up = level + 1.1 * abs(level)

@@ -1,8 +1,10 @@
 import inspect
 
+import numpy as np
 import pytest
 
-from nvae_jax.data.sources import DATASETS, data_config
+from nvae_jax.data.sources import DATASETS, Dataset, check_levels, data_config
+from nvae_jax.image_spec import ImageSpec
 
 
 @pytest.mark.parametrize(
@@ -28,3 +30,15 @@ def test_every_dataset_says_what_it_is(name):
     assert "DataConfig(" not in inspect.getdoc(dataset)
     assert dataset.__doc__
     assert dataset.__dataclass_params__.frozen
+
+
+@pytest.mark.parametrize(("highest", "refused"), [(0, False), (1, True), (2, False), (255, False)])
+def test_images_of_numbers_from_0_to_1_are_refused(highest, refused):
+    images = np.zeros((40, 4, 4, 1), np.uint8)
+    images[-1, 2, 2] = highest
+    dataset = Dataset("mine", ImageSpec(4, 4, 1), images, images)
+    if not refused:
+        check_levels(dataset)
+        return
+    with pytest.raises(ValueError, match=r"highest level of 16 .* of mine is 1; allowed: levels"):
+        check_levels(dataset)

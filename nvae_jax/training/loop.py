@@ -20,7 +20,7 @@ from nvae_jax.config.changes import ACCEPT
 from nvae_jax.config.run import RunConfig
 from nvae_jax.data.loader import steps_per_epoch, train_batches
 from nvae_jax.data.loading import LoadingConfig
-from nvae_jax.data.sources import Dataset
+from nvae_jax.data.sources import Dataset, check_levels
 from nvae_jax.evaluation.pictures import make_pictures
 from nvae_jax.parallel import check_batch_size, make_mesh, replicated, shard_batch
 from nvae_jax.processes import Preemption, decided, naming_the_dead
@@ -125,6 +125,8 @@ def train(
             stack.enter_context(workdir.locked())
         going = Going(workdir, run, accept_changes)
         dataset = run.open_data()
+        if going.step is None:
+            check_levels(dataset)
         epoch_steps = steps_per_epoch(dataset, training.batch_size)
         program = make_program(run.model, training, epoch_steps, mesh, flip=dataset.flip)
         if not ignore_memory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,6 +60,7 @@ class Recorder:
     ):
         self._workdir = workdir
         self._image = run.model.image
+        self._lowest = -math.inf if run.model.likelihood == "normal" else 0.0
         self._dataset = dataset
         self._training = run.training
         self._total_steps = total_steps
@@ -74,7 +76,7 @@ class Recorder:
         self._workdir.records.truncate_metrics(step)
         # With other settings or images than before, another NELBO is usual.
         first = self._workdir.records.last_change(step)
-        self._watch = Watch(decided(functools.partial(self._windows, first, step)))
+        self._watch = Watch(decided(functools.partial(self._windows, first, step)), self._lowest)
         self._window: list[dict[str, Array]] = []
         self._save_is_due = False
         self._validated: tuple[int, float | None] = (0, None)  # the last step, and its NELBO
@@ -157,7 +159,7 @@ class Recorder:
 
     def expect_another_nelbo(self) -> None:
         """Forgets which NELBO is usual: the run goes on with other settings or images."""
-        self._watch = Watch()
+        self._watch = Watch(lowest=self._lowest)
 
     def settle(self, step: int) -> None:
         """Waits for the save under way; if it fails, the log says so, and the run goes on."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 JUMP = 2.0  # times the usual NELBO: a jump
 STAYS = 3  # windows in a row that are up
 USUAL = 10  # windows that say what is usual
+ROUNDING = 1.0  # nats by which a NELBO may be below the lowest
 
 
 class DivergenceError(Exception):
@@ -33,9 +34,11 @@ class Watch:
 
     Args:
       past: the NELBO of the windows before, of a run that goes on.
+      lowest: what the NELBO cannot be below: 0 where pixels have probabilities.
     """
 
-    def __init__(self, past: Iterable[float] = ()):
+    def __init__(self, past: Iterable[float] = (), lowest: float = -math.inf):
+        self._lowest = lowest
         self._windows: list[float] = []
         self._up = 0
         for nelbo in past:
@@ -50,8 +53,12 @@ class Watch:
         """Takes the mean NELBO of a window of updates, in nats per image, up to `step`.
 
         Raises:
-          DivergenceError: it has jumped, and stays up.
+          DivergenceError: it has jumped, and stays up; or it is impossible.
         """
+        if nelbo < self._lowest - ROUNDING:
+            raise DivergenceError(
+                step, f"the NELBO is {nelbo:.1f} nats, and pixels from 0 to 1 have none below 0"
+            )
         self._see(nelbo)
         if self._up >= STAYS:
             usual = statistics.median(self._windows)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nvae_jax.data.sources.arrays import NumpyArrays
-from nvae_jax.data.sources.base import DataConfig, Dataset, Source, read_many
+from nvae_jax.data.sources.base import DataConfig, Dataset, Source, check_levels, read_many
 from nvae_jax.data.sources.characters import Mnist, Omniglot, StackedMnist
 from nvae_jax.data.sources.folder import ImageFolder
 from nvae_jax.data.sources.photographs import (
@@ -27,7 +27,15 @@ from nvae_jax.data.sources.scikit import Digits, Photos
 from nvae_jax.errors import ConfigError, require
 from nvae_jax.fields import from_mapping, names_of
 
-__all__ = ["DATASETS", "DataConfig", "Dataset", "Source", "data_config", "read_many"]
+__all__ = [
+    "DATASETS",
+    "DataConfig",
+    "Dataset",
+    "Source",
+    "check_levels",
+    "data_config",
+    "read_many",
+]
 
 DATASETS: dict[str, type[DataConfig]] = {
     dataset.name: dataset

@@ -173,6 +173,20 @@ class Decoded:
             raise ConfigError(f"{self.records.describe(index)} cannot be read: {error}") from error
 
 
+def check_levels(dataset: Dataset, images: int = 16) -> None:
+    """Looks at a few training images for pixels that are not levels from 0 to 255.
+
+    Raises:
+      ConfigError: all of them are 0 or 1, as what is left of images that were divided by 255.
+    """
+    index = np.linspace(0, len(dataset.train) - 1, min(images, len(dataset.train)), dtype=int)
+    highest = max(int(image.max()) for image in read_many(dataset.train, index))
+    require(
+        f"the highest level of {len(index)} training images of {dataset.name}",
+        *(highest, highest != 1, "levels from 0 to 255, not numbers from 0 to 1"),
+    )
+
+
 def read_many(source: Source, indices: Iterable[int]) -> Sequence[np.ndarray]:
     """The images of a source at `indices`, together where it has a faster way than one by one."""
     indices = [int(i) for i in indices]
