@@ -12,9 +12,13 @@ what was asked for is impossible, with one line that says why; 3 when a run dive
 did not help; and 1 with a traceback when something went wrong.
 """
 
+import os
 import signal
 
 from nvae_jax.memory import keep_freed_memory
+
+# Or TensorFlow, which only writes files here, reports on its build amid the progress.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 if __name__ == "__main__":  # not in processes that read data
     # Kept for `main`, which knows what to do: the imports below take seconds.
