@@ -187,7 +187,7 @@ class Bench:
     def run(self, fault: Fault, seed: int, path: Path) -> dict[str, Any]:
         """Trains under a fault; returns a row of the table."""
         self.fault = fault
-        run = self._described(fault.changes | {"training.seed": seed})
+        run = self.described(fault.changes | {"training.seed": seed})
         start, error = time.monotonic(), None
         try:
             with _deadline(LIMIT):
@@ -224,10 +224,10 @@ class Bench:
 
     def state(self) -> Any:
         """The shapes of the state of the run without a fault."""
-        run = self._described({})
+        run = self.described({})
         return _shared_program(run.model, run.training, EPOCH, self._mesh, False).state
 
-    def _described(self, changes: dict[str, Any]) -> Any:
+    def described(self, changes: dict[str, Any]) -> Any:
         settings = default.get_config("numpy_arrays")
         settings.data.update(path="digits.npz", binarize=True)
         settings.model.update(MODEL)
