@@ -155,12 +155,13 @@ def validate(options: Any, *counts: str) -> None:
 
     Raises:
       ConfigError: a field of a Literal type holds none of its values, one of the fields `counts` is
-        neither positive nor None, `seed` does not fit 32 bits, or `name` leads out of its folder.
+        neither None nor a number that there may be, `seed` does not fit 32 bits, or `name` leads
+        out of its folder.
     """
     require_literals(options)
     for name in counts:
-        value = getattr(options, name)
-        require(name, value, value is None or value > 0, "1 or more")
+        value, most = getattr(options, name), 2**16 if name == "batch_size" else 10**9
+        require(name, value, value is None or 0 < value <= most, f"1 to {most}")
     file = getattr(options, "name", None)
     inside = file is None or (file and not file.startswith("/") and ".." not in file.split("/"))
     require("name", file, bool(inside), "the name of a file, which may be in a subfolder")

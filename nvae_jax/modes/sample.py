@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 from typing import Literal
@@ -14,6 +15,7 @@ from nvae_jax.command_line import validate
 from nvae_jax.errors import require
 from nvae_jax.evaluation.sampling import Pixels
 from nvae_jax.evaluation.trained import TrainedModel
+from nvae_jax.memory import machine_memory
 from nvae_jax.modes.results import save_arrays, save_images
 from nvae_jax.workdir.pictures import image_file, to_levels
 
@@ -59,9 +61,12 @@ def sample(model: TrainedModel, options: SampleOptions = SampleOptions()) -> str
     Returns: the path of the file or folder that was written.
 
     Raises:
-      ConfigError: there are as many temperatures as the model has neither scales nor groups.
+      ConfigError: there are as many temperatures as the model has neither scales nor groups, or
+        more images than fit the memory.
       FloatingPointError: recalibrated statistics or pixels are not finite.
     """
+    if options.output != "files":
+        _check_memory(model, options.num_images)
     batches = Run(model).sample_batches(
         options.num_images,
         temperature=options.temperature,
@@ -96,6 +101,13 @@ def sample(model: TrainedModel, options: SampleOptions = SampleOptions()) -> str
         return save_arrays(model, name, options, {"images": np.concatenate(kept)}, what)
     model.workdir.log(f"{what}: {target}")
     return os.fspath(target)
+
+
+def _check_memory(model: TrainedModel, number: int) -> None:
+    """Checks that images that are written as one file, and that file, fit half of the memory."""
+    most = machine_memory() / (4 * 4 * math.prod(model.config.image.inner_shape))
+    allowed = f"1 to {int(most):,} here, or --output=files"
+    require("num_images", number, number <= most, allowed)
 
 
 def _file(index: int) -> str:
