@@ -1,16 +1,22 @@
-"""The notebooks for Colab: valid, without outputs, and what they name exists."""
+"""The notebooks for Colab: valid, without outputs, and they run from top to bottom."""
 
 import ast
 import importlib
 import re
 import shlex
+import subprocess
+import sys
+import types
+from pathlib import Path
 
 import nbformat
 import pytest
 from absl import flags
 from launchers import ROOT
+from tiny import ONE_DEVICE, RUN, compile_quickly, make_run
 
 import nvae_jax.main  # noqa: F401 - defines the flags
+from nvae_jax.evaluation import trained
 
 NOTEBOOKS = sorted((ROOT / "launch").glob("*.ipynb"))
 
@@ -62,7 +68,6 @@ def test_names_are_bound_before_they_are_used(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_programs_flags_and_configs_exist(path):
-    runs = 0
     extras = (ROOT / "setup.cfg").read_text()
     for python, commands in code(path):
         assert all(f"\n{extra} =" in extras for extra in re.findall(r'"\[(\w+)\]"', python))
@@ -71,10 +76,58 @@ def test_programs_flags_and_configs_exist(path):
                 continue
             module, *options = words[words.index("-m") + 1 :]
             importlib.import_module(module)
-            runs += 1
             for name, value in (option.removeprefix("--").split("=", 1) for option in options):
                 if name == "config":
                     assert (ROOT / value).is_file()
                 else:
                     assert name in flags.FLAGS
-    assert runs
+
+
+class Shell:
+    """What stands in for Colab: magic lines run as commands, at the size of the smallest model."""
+
+    def __init__(self, folder):
+        self.folder, self.shown = folder, []
+        self.fields = [f"--config.{name}={value}" for name, value in RUN.items()]
+        self.modules = {"IPython": types.ModuleType("IPython")}
+        self.modules["IPython.display"] = types.SimpleNamespace(
+            display=self.shown.append, Image=lambda filename: Path(filename).read_bytes()
+        )
+
+    def __call__(self, command):
+        words = shlex.split(command.replace(".venv/bin/python", sys.executable))
+        done = subprocess.run(
+            [*words, *self.fields, "--config.training.epochs=1"], cwd=ROOT, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr.decode()[-4000:]
+
+    def execute(self, path, workdir):
+        """Runs all cells but the installation, on a run in `workdir`."""
+        names = {"shell": self}
+        for cell in load(path).cells:
+            if cell.cell_type == "code" and cell.id != "install":
+                source = re.sub(r"^( *)!(.*)$", r"\1shell(f'''\2''')", cell.source, flags=re.M)
+                source = source.replace("/content/runs/digits", str(workdir))
+                exec(compile(source, f"{path.name}: {cell.id}", "exec"), names)
+
+
+@pytest.fixture
+def shell(tmp_path, monkeypatch):
+    shell = Shell(tmp_path)
+    for name, module in shell.modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return shell
+
+
+def test_the_notebook_that_trains_runs_from_top_to_bottom(shell, tmp_path):
+    shell.execute(NOTEBOOKS[1], tmp_path / "run")
+    assert [content[:4] for content in shell.shown] == [b"\x89PNG"] * 3  # one of each kind
+    assert (tmp_path / "run" / "done.json").is_file()
+
+
+def test_the_notebook_that_samples_runs_from_top_to_bottom(shell, tmp_path, monkeypatch):
+    compile_quickly(monkeypatch)
+    monkeypatch.setattr(trained, "make_mesh", lambda: ONE_DEVICE)
+    shell.execute(NOTEBOOKS[0], make_run(tmp_path / "run"))
+    sizes = [(picture.height, picture.width) for picture in shell.shown]
+    assert sizes == [(56 * 4, 56 * 8), (56 * 3, 56 * 4), (56 * 3, 56 * 9)]
