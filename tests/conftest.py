@@ -75,6 +75,7 @@ SLOW = {
     "test_trained",
     "test_trouble",
     "test_without_tensorflow",
+    "test_viewer",
     "test_workloads",
 }
 

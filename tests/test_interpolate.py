@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from tiny import ONE_DEVICE, compile_quickly, make_run
 
+from nvae_jax.evaluation.paths import linear, spherical
 from nvae_jax.evaluation.sampling import sample_batches
 from nvae_jax.evaluation.trained import open_run
-from nvae_jax.modes.interpolate import InterpolateOptions, interpolate, linear, spherical
+from nvae_jax.modes.interpolate import InterpolateOptions, interpolate
 from nvae_jax.modes.reconstruct import ReconstructOptions, reconstruct
 
 # One size of batches for all, so that the functions are compiled once.

@@ -29,7 +29,8 @@ ROOMS["evaluation"] = ROOMS["config"] | DEVICES | {"config", "workdir"}
 ROOMS["training"] = ROOMS["evaluation"] | {"evaluation"}
 ROOMS["interop"] = ROOMS["config"] | {"config"}
 ROOMS["api"] = ROOMS["training"] | {"training", "packaged"}
-ROOMS["modes"] = ROOMS["api"] | {"api", "command_line"}
+ROOMS["viewer"] = ROOMS["api"] | {"api"}
+ROOMS["modes"] = ROOMS["viewer"] | {"viewer", "command_line"}
 ROOMS["measuring"] = ROOMS["modes"] | {"modes"}
 ROOMS["tools"] = ROOMS["measuring"] | {"measuring", "interop"}
 ROOMS["main"] = ROOMS["modes"] | {"modes"}
@@ -59,7 +60,7 @@ PURE = {
 # Slow to import and not needed to run a model, so only functions that need them import them. The
 # builders, which are TFDS's classes, are among them as a whole.
 BUILDERS = "nvae_jax.data.builders"
-LAZY = {"clu", "tensorflow", "tensorflow_datasets", "torch", BUILDERS}
+LAZY = {"clu", "gradio", "tensorflow", "tensorflow_datasets", "torch", BUILDERS}
 
 
 def imports(path: Path, root: Path) -> Iterator[tuple[str, int, bool]]:

@@ -143,7 +143,7 @@ class Run:
         Yields: the number of a batch's first image, and its images (B, h, w, C).
         """
         _check_counts(number=number, batch_size=batch_size)
-        temperatures = self._temperatures(temperature)
+        temperatures = self.temperatures(temperature)
         model = recalibrated(self.trained, temperatures) if recalibrate else self.trained
         return sample_batches(model, number, temperatures, _seed(seed), batch_size, pixels)
 
@@ -227,7 +227,7 @@ class Run:
             arrays,
             space,
             given=np.tile(chosen, (len(arrays[0]), 1)),
-            temperatures=self._temperatures(temperature),
+            temperatures=self.temperatures(temperature),
             seed=_seed(seed),
             batch_size=batch_size,
         )
@@ -276,7 +276,7 @@ class Run:
         kept = top_groups(model, numbers if several else (numbers,), unit, unit)  # type: ignore[arg-type]
         x, alone = pixels_of(self.trained, images)
         latents = self._encode(x, posterior_temperature, seed, batch_size)
-        temperatures = self._temperatures(temperature)
+        temperatures = self.temperatures(temperature)
         decoded = decode_tops(self.trained, latents, kept, temperatures, seed, batch_size)
         return _first(decoded if several else decoded[:, 0], alone)
 
@@ -368,7 +368,15 @@ class Run:
         bounds = bounds_of_images(self.trained, x, draws, draws_at_once, _seed(seed), batch_size)
         return _first(bounds, alone)
 
-    def _temperatures(self, temperature: Temperature) -> np.ndarray:
+    def temperatures(self, temperature: Temperature) -> np.ndarray:
+        """Temperatures (groups,), top-down, from one number, one per scale or one per group.
+
+        Raises:
+          ConfigError: there is another number of values, or a negative one.
+
+        >>> run.temperatures((0.7, 1)).tolist()
+        [0.699999988079071, 0.699999988079071, 1.0, 1.0]
+        """
         values = np.ravel(np.asarray(temperature, float))
         return group_temperatures(self.config.model, tuple(map(float, values)))
 

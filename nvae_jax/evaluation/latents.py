@@ -160,6 +160,21 @@ def make_decoder(config: ModelConfig, space: Space) -> Callable[..., Array]:
     return decode
 
 
+def prior_noise(
+    config: ModelConfig, number: int, temperatures: np.ndarray, seed: int
+) -> list[np.ndarray]:
+    """The noise of samples 0 to `number` - 1 of a seed, (N, h, w, Z) per group, top-down.
+
+    Args:
+      config: the model's configuration.
+      number: of samples.
+      temperatures: (groups,), top-down, which multiply the noise.
+      seed: a sample's noise depends on the seed and on the sample's number alone.
+    """
+    noise = image_noise(config, image_keys(seed, np.arange(number, dtype=np.uint32)))
+    return [np.asarray(t * z) for t, z in zip(temperatures, noise, strict=True)]
+
+
 def chosen_groups(
     config: ModelConfig, scales: Sequence[int] | None, groups: Sequence[int] | None
 ) -> np.ndarray:

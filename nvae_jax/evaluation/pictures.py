@@ -48,12 +48,14 @@ def make_pictures(config: ModelConfig, test: Source) -> Callable[[Any], dict[str
     return draw
 
 
-def draw_curves(records: Sequence[Mapping[str, float]], baseline: float, title: str) -> np.ndarray:
+def draw_curves(
+    records: Sequence[Mapping[str, float]], baseline: float | None, title: str
+) -> np.ndarray:
     """Training and validation NELBO by step, and the training KL per group.
 
     Args:
       records: what a run measured, in the order of steps, as `Records.read_metrics` returns it.
-      baseline: NELBO of independent pixels, in nats per image.
+      baseline: NELBO of independent pixels, in nats per image; None: not known.
       title: of the picture.
 
     Returns: (H, W, 3) in [0, 1].
@@ -65,11 +67,15 @@ def draw_curves(records: Sequence[Mapping[str, float]], baseline: float, title: 
         points = [(r["step"], r[name]) for r in records if name in r]
         if points:
             left.plot(*zip(*points, strict=True), label=label, marker=".")
-    left.axhline(baseline, color="grey", linestyle="--", label="independent pixels")
-    lowest = min((r["validation/nelbo"] for r in records if "validation/nelbo" in r), default=0.0)
-    left.set_ylim(lowest - 0.1 * abs(baseline - lowest), baseline + 0.5 * abs(baseline - lowest))
+    if baseline is not None:
+        left.axhline(baseline, color="grey", linestyle="--", label="independent pixels")
+        validated = (r["validation/nelbo"] for r in records if "validation/nelbo" in r)
+        lowest = min(validated, default=0.0)
+        gap = abs(baseline - lowest)
+        left.set_ylim(lowest - 0.1 * gap, baseline + 0.5 * gap)
     left.set(xlabel="step", ylabel="NELBO, nats per image", title=title)
-    left.legend()
+    if left.lines:
+        left.legend()
 
     groups = sorted({name for r in records for name in r if name.startswith("train/group_kl/")})
     for i, name in enumerate(groups):

@@ -11,8 +11,8 @@ from nvae_jax.api import Run
 from nvae_jax.command_line import validate
 from nvae_jax.errors import require
 from nvae_jax.evaluation.inputs import load_images
-from nvae_jax.evaluation.latents import Space
-from nvae_jax.evaluation.trained import TrainedModel, image_keys, image_noise
+from nvae_jax.evaluation.latents import Space, prior_noise
+from nvae_jax.evaluation.trained import TrainedModel
 from nvae_jax.model import Latents
 from nvae_jax.modes.results import save_rows
 from nvae_jax.workdir.pictures import Animation, animation
@@ -86,8 +86,8 @@ def interpolate(
             batch_size=options.batch_size,
         )
     else:
-        keys = image_keys(options.seed, np.arange(options.samples + 1, dtype=np.uint32))
-        noise = [np.asarray(z) for z in image_noise(model.config, keys, options.temperature)]
+        temperatures = run.temperatures(options.temperature)
+        noise = prior_noise(model.config, options.samples + 1, temperatures, options.seed)
         ends = Latents(values=[], noise=noise)
     images = run.interpolate(
         jax.tree.map(lambda z: z[:-1], ends),

@@ -15,6 +15,7 @@ from nvae_jax.modes.interpolate import InterpolateOptions, interpolate
 from nvae_jax.modes.neighbors import NeighborsOptions, neighbors
 from nvae_jax.modes.reconstruct import ReconstructOptions, reconstruct
 from nvae_jax.modes.sample import SampleOptions, sample
+from nvae_jax.modes.view import ViewOptions, view
 
 # What can be asked of a trained model: the options of each mode, and what it does.
 MODES: dict[str, tuple[type, Callable[..., Any]]] = {
@@ -28,4 +29,5 @@ MODES: dict[str, tuple[type, Callable[..., Any]]] = {
     "neighbors": (NeighborsOptions, neighbors),
     "fid": (FIDOptions, fid),
     "export": (ExportOptions, export),
+    "view": (ViewOptions, view),
 }

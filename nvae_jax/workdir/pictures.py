@@ -93,14 +93,21 @@ def png(
     from PIL import Image
 
     images = np.asarray(images)
-    grid = Image.fromarray(image_grid(images, columns, padding))
+    grid = image_grid(images, columns, padding)
     if enlarge:
         factor = max(1, 64 // max(images.shape[1:3]))
-        size = (factor * grid.width, factor * grid.height)
-        grid = grid.resize(size, Image.Resampling.NEAREST)
+        grid = grid.repeat(factor, 0).repeat(factor, 1)
     file = io.BytesIO()
-    grid.save(file, format="PNG")
+    Image.fromarray(grid).save(file, format="PNG")
     return file.getvalue()
+
+
+def enlarged(sheet: np.ndarray, side: int) -> np.ndarray:
+    """A sheet (H, W, 3), enlarged by a whole factor so that its shorter side has about `side`."""
+    factor = max(1, round(side / min(sheet.shape[:2])))
+    # But not to be wider than screens are.
+    factor = max(1, min(factor, 3 * side // max(sheet.shape[:2])))
+    return sheet.repeat(factor, 0).repeat(factor, 1)
 
 
 def image_file(image: np.ndarray) -> bytes:
