@@ -117,6 +117,28 @@ def test_every_option_of_every_mode_is_documented(mode):
     assert run.__doc__
 
 
+def test_help_is_for_people():
+    everything = main._help(["nvae-jax", "--help"])
+    assert all(f"--mode {mode}" in everything for mode in (*main.MODES, "train", "prepare"))
+    assert "digits_large" in everything
+    for mode, (options, _) in main.MODES.items():
+        text = main._help(["nvae-jax", f"--mode={mode}", "--help"])
+        assert text.startswith(f"--mode {mode}: ")
+        assert all(f"--{field.name}" in text for field in dataclasses.fields(options))
+        assert max(map(len, (everything + text).splitlines())) <= 100
+    assert "(default: 64)" in main._help(["nvae-jax", "--help", "--mode", "sample"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [(["--config", "digits"], 1), (["--config=digits"], 0), (["-config", "digits", "--x=1"], 1)],
+)
+def test_configurations_are_named(argv, name):
+    found = main._with_config_file(argv)
+    assert found[name].endswith("configs/digits.py")
+    assert found[:name] + found[name + 1 :] == argv[:name] + argv[name + 1 :]
+
+
 @pytest.mark.parametrize("name", ["", "/tmp/x", "../x", "a/../../x", ".."])
 def test_names_stay_in_the_folder(name):
     with pytest.raises(ConfigError, match=r"^name is .*; allowed: the name of a file"):

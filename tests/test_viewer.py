@@ -71,7 +71,7 @@ def test_uploads_are_seen_by_depth_and_bounded(shown, photo, tmp_path, monkeypat
     with pytest.raises(ConfigError, match="the pixels of the image is 1200; allowed: 1,000"):
         shown.by_depth(photo, 0)
     monkeypatch.setattr(shown_module, "LARGEST_FILE", 100)
-    with pytest.raises(ConfigError, match="the bytes of the image is .* allowed: at most 100"):
+    with pytest.raises(ConfigError, match=r"the bytes of the image is .* allowed: at most 100"):
         shown.by_depth(photo, 0)
 
 
