@@ -61,7 +61,8 @@ read_program_flags() {
   workdir=$(program_flag workdir "$@")
   workdir=${workdir%/}
   [[ $config ]] || refuse "no --config among the program's flags, which come after --"
-  [[ -f ${config%%:*} ]] || refuse "--config is '$config', which is no file in $PWD"
+  [[ -f ${config%%:*} || -f configs/${config%%:*}.py ]] ||
+    refuse "--config is '$config', which is neither a file in $PWD nor a name in configs/"
   [[ $workdir ]] || refuse "no --workdir among the program's flags, which come after --"
 }
 

@@ -108,11 +108,9 @@ def test_one_image_has_outputs_of_its_own(run):
     images = run.decode(latents.noise, space="noise", batch_size=4)
     np.testing.assert_allclose(image, images[0], atol=1e-4)
     np.testing.assert_allclose(run.reconstruct(x, batch_size=4), images, atol=1e-4)
-    path = run.interpolate(x[0], x[1], steps=2, batch_size=4)
-    means = run.reconstruct(x[:2], posterior_temperature=0, batch_size=4)
-    np.testing.assert_allclose(path, means, atol=1e-4)
-    bounds = run.log_likelihood(x, draws=2, batch_size=4)
-    assert run.log_likelihood(x[0], draws=2, batch_size=4) == pytest.approx(bounds[0], rel=1e-5)
+    path = run.interpolate(x[0], x[1], steps=4, batch_size=4)
+    means = run.reconstruct(x, posterior_temperature=0, batch_size=4)
+    np.testing.assert_allclose(path[[0, -1]], means[:2], atol=1e-4)
 
 
 def test_likelihoods_are_those_of_the_mode(run):

@@ -126,6 +126,8 @@ OF_ALL_MODES = [
     ([RUN, DIGITS, "--config.training.seed=3"], "config.training.seed is 3; allowed: data.path"),
 ]
 OF_ONE_MODE = [
+    ("export", ["--platforms=vulkan"], "platforms is ('vulkan',)"),
+    ("view", ["--port=0"], "port is 0"),
     ("evaluate", ["--split=dev"], "split is 'dev'"),
     ("evaluate", ["--images=10000"], "images is 10000"),
     ("evaluate", ["--temperature=1"], "--temperature"),
