@@ -208,11 +208,11 @@ def _help(argv: list[str]) -> str:
             *entry_lines({f"--mode {mode}": f"{text}." for mode, text in _ABOUT.items()}),
             "",
             "Options:",
-            *entry_lines({f"--{flag.name}": flag.help for flag in shared}),
+            *entry_lines({f"--{flag.name}": flags.FLAGS[flag.name].help for flag in shared}),
             *entry_lines({"--version": "Versions of this package and of what it runs on."}),
             "",
             "A run of several processes (docs/scaling.md):",
-            *entry_lines({f"--{flag.name}": flag.help for flag in several}),
+            *entry_lines({f"--{flag.name}": flags.FLAGS[flag.name].help for flag in several}),
             "",
             *textwrap.wrap(f"Configurations: {', '.join(packaged_names())}.", 96),
         ]

@@ -10,7 +10,7 @@ import numpy as np
 from nvae_jax.api import Run
 from nvae_jax.command_line import validate
 from nvae_jax.evaluation.inputs import load_images
-from nvae_jax.evaluation.latents import inputs_of
+from nvae_jax.evaluation.latents import inputs_of, top_groups
 from nvae_jax.evaluation.trained import TrainedModel
 from nvae_jax.modes.results import save_rows
 
@@ -64,6 +64,7 @@ def reconstruct(
     x = load_images(model, options.images, "images")
     number = model.config.num_scales if options.unit == "scales" else model.config.total_groups
     keep = tuple(range(number + 1)) if options.keep is None else options.keep
+    top_groups(model.config, keep, options.unit, "keep")  # or the refusal would name another field
     decoded = Run(model).reconstruct(
         x,
         **{options.unit: keep},
