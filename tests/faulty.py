@@ -30,7 +30,7 @@ from sklearn.datasets import load_digits
 from configs import default
 from nvae_jax.config.run import read_run
 from nvae_jax.errors import ConfigError
-from nvae_jax.parallel import make_mesh
+from nvae_jax.parallel import make_mesh, shard_batch
 from nvae_jax.training import diagnosis, guard, loop, program, step
 from nvae_jax.workdir import Workdir
 from nvae_jax.workdir.integrity import inspected, named
@@ -135,14 +135,6 @@ FAULTS = (
 )
 
 
-def leaf_faults(state: Any) -> list[Fault]:
-    """Infinity in each parameter and each statistic of a state in turn."""
-    return [
-        Fault(name, leaf=name, steps=[AT])
-        for name in named({"params": state.params, "batch_stats": state.batch_stats})
-    ]
-
-
 def write_images(folder: Path) -> None:
     """Writes the images, right and dark ones, unless they are there."""
     levels = np.uint8(load_digits().images * (255 / 16))
@@ -222,10 +214,24 @@ class Bench:
             "seconds": time.monotonic() - start,
         }
 
-    def state(self) -> Any:
-        """The shapes of the state of the run without a fault."""
+    def leaves(self, section: str) -> list[str]:
+        """The dotted names of the arrays in a section of the state."""
         run = self.described({})
-        return _shared_program(run.model, run.training, EPOCH, self._mesh, False).state
+        state = _shared_program(run.model, run.training, EPOCH, self._mesh, False).state
+        return [f"{section}.{name}" for name in named(getattr(state, section))]
+
+    def leaves_out(self, names: list[str]) -> list[str]:
+        """Those of a state's arrays with which, if infinite, an update is not applied."""
+        run = self.described({})
+        made = self._program(run.model, run.training, EPOCH, self._mesh, flip=False)
+        zeros = {name: np.zeros(x.shape, x.dtype) for name, x in made.batch.items()}
+        batch = shard_batch(self._mesh, zeros)
+        state = made.init(batch, np.uint32(0))
+        found = []
+        for name in names:
+            _, metrics = made.update(jax.tree.map(jnp.copy, _poisoned(state, name)), batch)
+            found += [name] if int(metrics["skipped"]) else []
+        return found
 
     def described(self, changes: dict[str, Any]) -> Any:
         settings = default.get_config("numpy_arrays")
