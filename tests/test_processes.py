@@ -37,7 +37,9 @@ class Runs:
         environment = {
             "JAX_COMPILATION_CACHE_DIR": str(self._folder / "cache"),
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            # Compilation takes most of the time.
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+            "--xla_backend_optimization_level=0",
         }
         return subprocess.Popen(
             [
