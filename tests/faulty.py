@@ -120,6 +120,12 @@ FAULTS = (
     Fault("gradient NaN at the last two updates", _mark(_GRADIENT), steps=[STEPS - 1, STEPS]),
     Fault("a batch of random bytes", _noise, steps=[AT]),
     Fault("ten batches of random bytes", _noise, steps=range(AT, AT + 10)),
+    Fault(
+        "ten batches of random bytes, skip_threshold=6",
+        _noise,
+        steps=range(AT, AT + 10),
+        changes={"training.skip_threshold": 6.0},
+    ),
     Fault("a batch of pixels up to 255", _mark(_LEVELS), steps=[AT]),
     Fault("ten batches of pixels up to 255", _mark(_LEVELS), steps=range(AT, AT + 10)),
     Fault("all pixels up to 255", _mark(_LEVELS), steps=_FROM_THE_START, always=True),

@@ -63,8 +63,9 @@ def make_train_step(
     balancing of the KL are those of the global batch. Randomness depends on the seed and the step
     alone, both of the state. See `step_metrics` for the metrics.
 
-    An update of which anything is not finite, or whose gradient is an outlier where the run has a
-    `skip_threshold`, is counted and left out: all but step and health stay as they were.
+    An update of which anything is not finite, whose pixels are not from 0 to 1, or whose gradient
+    is an outlier where the run has a `skip_threshold`, is counted and left out: all but step and
+    health stay as they were.
 
     With `training.accumulation_steps` = A, one update sees A parts of B / A images one after the
     other. Batch norm and the balancing of the KL work on a part; gradient, metrics and the change
@@ -113,8 +114,11 @@ def make_train_step(
         }
         old = state.params, state.batch_stats, state.opt_state, state.ema_params
         new = params, batch_stats, opt_state, ema_params
-        applied = all_finite((new, metrics["loss"], norm)) & within_band(
-            training, state.health, norm
+        applied = (
+            all_finite((new, metrics["loss"], norm))
+            & within_band(training, state.health, norm)
+            # One batch of pixels up to 255 would slow Adamax down for a thousand updates.
+            & ((x.min() >= 0) & (x.max() <= 1))
         )
         step = state.step + 1
         health = after_update(training, state.health, step, norm, applied)
