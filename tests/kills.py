@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -45,15 +46,20 @@ def start(path, processes):
         if child == 0:
             code = 1
             try:
-                if number or processes > 1:
+                if processes > 1:  # all the others of a run tell of the one that was killed
                     silence = os.open(os.devnull, os.O_WRONLY)
-                    os.dup2(silence, 1), os.dup2(silence, 2)
+                    os.dup2(silence, 1)
+                    os.dup2(silence, 2)
                 keep_compiled_programs()
                 if processes > 1:
                     connect(address, processes, number, 10)
                 bench = faulty.Bench(path.parent)
                 with bench.installed():
-                    code = int(bench.run(FAULT, 0, path)["outcome"] != "done")
+                    row = bench.run(FAULT, 0, path)
+                    code = int(row["outcome"] != "done")
+                    print(row["error"] or "", end="", file=sys.stderr)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(code)
         children.append(child)
@@ -75,7 +81,7 @@ def wait_for(moment, path, log, before, child, moments):
 
     while lives() and not re.search("first step done", said()):
         time.sleep(0.01)
-        if moment == "any time" and moments.random() < 0.002:
+        if moment == "any time" and moments.random() < 0.0005:
             return
     if moment == "any time":
         time.sleep(moments.uniform(0, 6))
@@ -85,11 +91,11 @@ def wait_for(moment, path, log, before, child, moments):
         "it is read back": unfinished,
         "the run goes back": lambda: "are left out at step" in said() or "going back" in said(),
     }
-    skipped = moments.randrange(4) if moment != "the run goes back" else 0
-    for _ in range(skipped + 1):
-        while lives() and not checks[moment]():
+    happens = checks[moment]
+    for left in reversed(range(1 + moments.randrange(4) * (happens is unfinished))):
+        while lives() and not happens():
             time.sleep(0.001)
-        while moment != "the run goes back" and lives() and _ < skipped and unfinished():
+        while left and lives() and happens():  # one of the next checkpoints
             time.sleep(0.001)
     if moment == "it is read back":
         while lives() and unfinished():
