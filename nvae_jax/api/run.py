@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
+from nvae_jax.api.arguments import check_counts, checked_seed, first_of, latent_arrays
 from nvae_jax.config.run import RunConfig
 from nvae_jax.errors import require
 from nvae_jax.evaluation.inputs import load_images, pixels_of
 from nvae_jax.evaluation.latents import (
     Space,
-    check_latents,
     chosen_groups,
     decode_latents,
     decode_tops,
@@ -142,10 +141,10 @@ class Run:
 
         Yields: the number of a batch's first image, and its images (B, h, w, C).
         """
-        _check_counts(number=number, batch_size=batch_size)
+        check_counts(number=number, batch_size=batch_size)
         temperatures = self.temperatures(temperature)
         model = recalibrated(self.trained, temperatures) if recalibrate else self.trained
-        return sample_batches(model, number, temperatures, _seed(seed), batch_size, pixels)
+        return sample_batches(model, number, temperatures, checked_seed(seed), batch_size, pixels)
 
     def encode(
         self,
@@ -176,14 +175,14 @@ class Run:
         >>> [z.shape for z in latents.values]
         [(3, 4, 4, 2), (3, 4, 4, 2), (3, 8, 8, 2), (3, 8, 8, 2)]
         """
-        _check_counts(batch_size=batch_size)
+        check_counts(batch_size=batch_size)
         x, alone = pixels_of(self.trained, images)
-        return _first(self._encode(x, posterior_temperature, seed, batch_size), alone)
+        return first_of(self._encode(x, posterior_temperature, seed, batch_size), alone)
 
     def _encode(self, x: np.ndarray, temperature: float, seed: int, batch_size: int) -> Latents:
         valid = 0 <= temperature < float("inf")
         require("posterior_temperature", temperature, valid, "0 or more")
-        return encode_images(self.trained, x, temperature, _seed(seed), batch_size)
+        return encode_images(self.trained, x, temperature, checked_seed(seed), batch_size)
 
     def decode(
         self,
@@ -219,8 +218,8 @@ class Run:
         >>> images.shape
         (3, 28, 28, 1)
         """
-        _check_counts(batch_size=batch_size)
-        arrays, alone = self._arrays(latents, space)
+        check_counts(batch_size=batch_size)
+        arrays, alone = latent_arrays(self.config.model, latents, space)
         chosen = chosen_groups(self.config.model, scales, groups)
         images = decode_latents(
             self.trained,
@@ -228,10 +227,10 @@ class Run:
             space,
             given=np.tile(chosen, (len(arrays[0]), 1)),
             temperatures=self.temperatures(temperature),
-            seed=_seed(seed),
+            seed=checked_seed(seed),
             batch_size=batch_size,
         )
-        return _first(images, alone)
+        return first_of(images, alone)
 
     def reconstruct(
         self,
@@ -267,7 +266,7 @@ class Run:
         >>> run.reconstruct(run.images("test:0-2"), groups=(0, 2, 4)).shape
         (3, 3, 28, 28, 1)
         """
-        _check_counts(batch_size=batch_size)
+        check_counts(batch_size=batch_size)
         require("groups", groups, scales is None or groups is None, "scales or groups, not both")
         model = self.config.model
         unit, numbers = ("groups", groups) if scales is None else ("scales", scales)
@@ -278,7 +277,7 @@ class Run:
         latents = self._encode(x, posterior_temperature, seed, batch_size)
         temperatures = self.temperatures(temperature)
         decoded = decode_tops(self.trained, latents, kept, temperatures, seed, batch_size)
-        return _first(decoded if several else decoded[:, 0], alone)
+        return first_of(decoded if several else decoded[:, 0], alone)
 
     def interpolate(
         self,
@@ -319,21 +318,23 @@ class Run:
         >>> run.interpolate(a, b, steps=3).shape
         (3, 28, 28, 1)
         """
-        _check_counts(batch_size=batch_size)
+        check_counts(batch_size=batch_size)
         require("steps", steps, steps >= 2, "2 or more")
         moving = chosen_groups(self.config.model, scales, groups)
         if isinstance(a, Latents):
-            (first, alone), (last, _) = (self._arrays(end, space) for end in (a, b))
+            (first, alone), (last, _) = (
+                latent_arrays(self.config.model, end, space) for end in (a, b)
+            )
         else:
             (x, alone), (y, _) = pixels_of(self.trained, a, "a"), pixels_of(self.trained, b, "b")
             both = np.concatenate([x, y])
             latents = self._encode(both, posterior_temperature, seed, batch_size)
-            arrays, _ = self._arrays(latents, space)
+            arrays, _ = latent_arrays(self.config.model, latents, space)
             first, last = [z[: len(x)] for z in arrays], [z[len(x) :] for z in arrays]
         numbers = len(first[0]), len(last[0])
         require("the numbers of ends", numbers, numbers[0] == numbers[1], "the same number of both")
         images = decode_paths(self.trained, first, last, moving, steps, space, batch_size)
-        return _first(images, alone)
+        return first_of(images, alone)
 
     def log_likelihood(
         self,
@@ -363,10 +364,12 @@ class Run:
         >>> run.log_likelihood(run.images("test:0-2"), draws=2).shape
         (3,)
         """
-        _check_counts(draws=draws, batch_size=batch_size, draws_at_once=draws_at_once)
+        check_counts(draws=draws, batch_size=batch_size, draws_at_once=draws_at_once)
         x, alone = pixels_of(self.trained, images)
-        bounds = bounds_of_images(self.trained, x, draws, draws_at_once, _seed(seed), batch_size)
-        return _first(bounds, alone)
+        bounds = bounds_of_images(
+            self.trained, x, draws, draws_at_once, checked_seed(seed), batch_size
+        )
+        return first_of(bounds, alone)
 
     def temperatures(self, temperature: Temperature) -> np.ndarray:
         """Temperatures (groups,), top-down, from one number, one per scale or one per group.
@@ -379,31 +382,3 @@ class Run:
         """
         values = np.ravel(np.asarray(temperature, float))
         return group_temperatures(self.config.model, tuple(map(float, values)))
-
-    def _arrays(
-        self, latents: Latents | Sequence[np.ndarray], space: Space
-    ) -> tuple[list[np.ndarray], bool]:
-        """Latents as arrays (N, h, w, Z) per group, and whether they were of one image."""
-        require("space", space, space in ("latents", "noise"), "latents, noise")
-        if isinstance(latents, Latents):
-            latents = latents.values if space == "latents" else latents.noise
-        arrays = [np.asarray(z) for z in latents]
-        if alone := bool(arrays) and all(z.ndim == 3 for z in arrays):
-            arrays = [z[None] for z in arrays]
-        check_latents(self.config.model, arrays, "latents")
-        return [z.astype(np.float32, copy=False) for z in arrays], alone
-
-
-def _first(tree: Any, alone: bool) -> Any:
-    """The outputs of the one image, or of all."""
-    return jax.tree.map(lambda x: x[0], tree) if alone else tree
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        require(name, count, count >= 1, "1 or more")
-
-
-def _seed(seed: int) -> int:
-    require("seed", seed, 0 <= seed < 2**32, "0 to 2**32 - 1")
-    return seed
