@@ -5,6 +5,7 @@ import pytest
 import stored
 
 from nvae_jax.data.sources import data_config
+from nvae_jax.errors import ConfigError
 
 OPTIONS = {"binarize": True, "flip": True, "border": 2}
 
@@ -77,13 +78,32 @@ def test_broken_files_are_named(tmp_path, images):
     [
         (np.zeros((3, 28, 28, 1), np.float32), r"holds float32 of shape \(3, 28, 28, 1\)"),
         (np.zeros((3, 28), np.uint8), r"holds uint8 of shape \(3, 28\); allowed: uint8 of shape"),
-        (np.zeros((0, 28, 28), np.uint8), r"holds uint8 of shape \(0, 28, 28, 1\)"),
+        (np.zeros((0, 28, 28), np.uint8), r"\(0, 28, 28\), which is no image; allowed: one im"),
+        (np.zeros((2, 3, 28, 28), np.uint8), r"axis 1 seems to be the channels; allowed: .*N, H"),
+        (np.zeros((2, 1, 28, 28), np.uint8), r"np.moveaxis\(images, 1, -1\)"),
         (np.zeros((3, 28, 28, 3), np.uint8), "with images of shapes"),
     ],
 )
 def test_other_arrays_are_refused(tmp_path, images, train, message):
     with pytest.raises(ValueError, match=message):
         data_config("numpy_arrays", path=write_folder(tmp_path / "digits", train, images)).open()
+
+
+def test_files_under_another_name_are_refused(tmp_path, images):
+    path = write_folder(tmp_path / "digits", images[:9], images[9:])
+    npy, npz = tmp_path / "digits" / "train.npy", tmp_path / "digits.npz"
+    npy.rename(npz)
+    with pytest.raises(
+        ConfigError, match=r"digits.npz', which cannot be read \(it is an .npy file"
+    ):
+        data_config("numpy_arrays", path=str(npz)).open()
+    np.savez(npz, train=images)
+    npz.rename(npy)
+    with pytest.raises(ConfigError, match=r"train.npy', which cannot be read \(it is an .npz file"):
+        data_config("numpy_arrays", path=path).open()
+    np.save(npy, np.array([{}], object), allow_pickle=True)
+    with pytest.raises(ConfigError, match=r"train.npy', which cannot be read \(it holds no plain"):
+        data_config("numpy_arrays", path=path).open()
 
 
 def test_negative_border_is_refused_by_name(tmp_path):

@@ -98,6 +98,45 @@ def test_copies_are_on_one_side():
     assert {contents[name] for name in train} & {contents[name] for name in test} == set()
 
 
+def test_what_a_run_knows_stays_on_its_side():
+    before = {f"{i}.png": i for i in range(200)}
+    train, test = split_files(verdicts_of(before), 0.3)
+    known = {"train": dict.fromkeys(train, 1), "test": dict.fromkeys(test, 1)}
+    # Copies with names that sort first, of which each alone would move some images.
+    more = {f"{j} of {i}.png": i for i in range(200) for j in range(3)} | before
+    more = dict(sorted(more.items()))
+    moved = split_files(verdicts_of(more), 0.3)
+    assert set(test) - set(moved[1])
+    new_train, new_test = split_files(verdicts_of(more), 0.3, known)
+    assert {*train} <= {*new_train}
+    assert {*test} <= {*new_test}
+    assert {more[name] for name in new_train} & {more[name] for name in new_test} == set()
+    # A training image that became one of testing is that.
+    changed = before | {train[0]: before[test[0]]}
+    assert {train[0], *test} <= {*split_files(verdicts_of(changed), 0.3, known)[1]}
+    # A run that knows no names has the splits of any other.
+    assert split_files(verdicts_of(before), 0.3, {"train": 150, "test": 50}) == (train, test)
+
+
+def test_files_that_are_no_images_are_none(tmp_path):
+    for name in ("a.heic", "b.HEIC", "c.mpg", "d.pdf", "e.mov"):
+        (tmp_path / name).write_bytes(b"else")
+    with pytest.raises(ConfigError, match=r"2 files are left out, of kinds .*: .heic; allowed"):
+        data_config("image_folder", path=str(tmp_path), size=8).open()
+    for i in range(4):
+        Image.fromarray(stored.photos(1, 16, 16, seed=i)[0]).save(tmp_path / f"{i}.png")
+    dataset = data_config("image_folder", path=str(tmp_path), size=8).open()
+    assert len(dataset.train) + len(dataset.test) == 4
+
+
+def test_too_many_pixels_are_to_be_scaled_down(tmp_path, monkeypatch):
+    for i in range(2):
+        Image.fromarray(stored.photos(1, 16, 16, seed=i)[0]).save(tmp_path / f"{i}.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ConfigError, match=r"it has more than 200 pixels; scale it down first"):
+        data_config("image_folder", path=str(tmp_path), size=8).open()
+
+
 @pytest.mark.parametrize("number", range(2, 13))
 @pytest.mark.parametrize("fraction", [1e-9, 0.1, 1 - 1e-9])
 def test_each_side_has_an_image(number, fraction):

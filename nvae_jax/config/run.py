@@ -32,13 +32,16 @@ class RunConfig:
         settings = dataclasses.asdict(self)
         return settings | {"data": {"name": self.data.name} | settings["data"]}
 
-    def open_data(self) -> Dataset:
+    def open_data(self, known: Mapping[str, Any] | None = None) -> Dataset:
         """Opens the dataset.
+
+        Args:
+          known: the images that the run had before, see `DataConfig.open_again`; None: none.
 
         Raises:
           ConfigError: the data is missing or broken, or its images are not those of the model.
         """
-        dataset = self.data.open()
+        dataset = self.data.open() if known is None else self.data.open_again(known)
         _check_image(self.model, dataset.image, self.data.name)
         return dataset
 

@@ -41,11 +41,20 @@ class ImageReader:
     border: int = 0
 
     def __call__(self, file: File) -> np.ndarray:
-        """The image that `file` is, encoded, or names."""
+        """The image that `file` is, encoded, or names.
+
+        Raises:
+          ValueError: it has more pixels than Pillow reads, which may be an attack.
+          Exception: whatever Pillow raises for broken files.
+        """
         from PIL import Image
 
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as encoded:
-            return self.pixels(encoded)
+        try:
+            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as encoded:
+                return self.pixels(encoded)
+        except Image.DecompressionBombError as error:
+            most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+            raise ValueError(f"it has more than {most:,} pixels; scale it down first") from error
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """The same of one of Pillow's images."""

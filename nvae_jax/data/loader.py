@@ -50,6 +50,16 @@ def steps_per_epoch(dataset: Dataset, batch_size: int) -> int:
     return len(dataset.train) // batch_size
 
 
+def filled_batch_size(dataset: Dataset, batch_size: int) -> int:
+    """The batch size for images of one's own, of which there may be fewer than a preset expects.
+
+    It is halved until the training images fill a batch.
+    """
+    while batch_size > len(dataset.train):
+        batch_size //= 2
+    return batch_size
+
+
 def train_batches(
     dataset: Dataset,
     batch_size: int,

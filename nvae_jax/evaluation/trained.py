@@ -60,7 +60,7 @@ class TrainedModel:
         Raises:
           ConfigError: the data is missing or broken.
         """
-        return self.run.open_data()
+        return self.run.open_data(self.workdir.load_images())
 
     @functools.cached_property
     def folded(self) -> dict[str, Any]:

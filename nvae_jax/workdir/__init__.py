@@ -72,6 +72,8 @@ class Workdir:
         require("--workdir", os.fspath(self.path), plain, "a path without [ and ]")
         self.checkpoints = Checkpoints(self.path / "checkpoints", keep)
         self.results = self.path if results is None else files.folder_path(results)
+        is_folder = self.results.is_dir() or not self.results.exists()
+        require("--results", os.fspath(results or path), is_folder, "a folder, or a new name")
         self.records = Records(self.results)
         self._images = self.path / "images.json.gz"
 
@@ -91,13 +93,21 @@ class Workdir:
         """Whether a configuration is saved, so that this is the folder of a run."""
         return (self.path / "config.json").exists()
 
+    def load_images(self) -> Manifest | None:
+        """The images of the run; None where none were written down.
+
+        Raises:
+          ConfigError: the list of images is broken.
+        """
+        return load_manifest(self._images)
+
     def image_changes(self, manifest: Manifest) -> list[str]:
         """What is different about the images; nothing where none were written down.
 
         Raises:
           ConfigError: the list of images is broken.
         """
-        saved = load_manifest(self._images)
+        saved = self.load_images()
         return [] if saved is None else manifest_changes(saved, manifest)
 
     def save_images(self, manifest: Manifest) -> None:
@@ -122,10 +132,8 @@ class Workdir:
         Raises:
           ConfigError: they cannot.
         """
-        probe = self.results / f".probe_{os.getpid()}"
         try:
-            files.write(probe, b"")
-            files.remove(probe)
+            files.check_writable(self.results)
         except ConfigError as error:
             raise ConfigError(f"{error}; or --results=FOLDER for what is written") from error
 

@@ -49,6 +49,20 @@ def append(path: epath.Path, content: bytes) -> None:
             file.write(content)
 
 
+def check_writable(folder: epath.Path) -> None:
+    """Checks that files can be written to a folder, which is made if it is not there.
+
+    Raises:
+      ConfigError: they cannot; the message names the folder.
+    """
+    if jax.process_index() == 0:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".probe_{os.getpid()}"
+            probe.write_bytes(b"")
+            probe.unlink()
+
+
 def append_line(path: epath.Path, line: str) -> None:
     """Appends a line, clear of what a killed writer left of another.
 

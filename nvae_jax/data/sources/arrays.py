@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nvae_jax.data.archives import read_npz
-from nvae_jax.data.images import add_border
+from nvae_jax.data.images import CHANNELS, add_border
 from nvae_jax.data.sources.base import DataConfig, Dataset, Source
 from nvae_jax.errors import ConfigError, reading, require
 from nvae_jax.image_spec import ImageSpec
@@ -23,6 +23,7 @@ class NumpyArrays(DataConfig):
     """Images in NumPy arrays: uint8, (N, H, W, C), or (N, H, W) for grey ones."""
 
     name: ClassVar[str] = "numpy_arrays"
+    is_own: ClassVar[bool] = True
 
     path: str  # a folder with train.npy and test.npy, which may be larger than memory, or an .npz
     binarize: bool = False  # whether pixels are Bernoulli draws whose means are the grey levels
@@ -76,6 +77,8 @@ class ArrayFile:
         self._path, self._border = path, border
         with reading("data.path", path, _FORM, EOFError, ValueError):
             images = np.load(path, mmap_mode="r")
+            if not isinstance(images, np.ndarray):
+                raise ValueError("it is an .npz file")
         self._images = check_images(images, path)
 
     def __len__(self) -> int:
@@ -94,12 +97,17 @@ def check_images(images: np.ndarray, where: str) -> np.ndarray:
     Raises:
       ConfigError: another type or number of axes, or no images.
     """
+    found, allowed = f"{images.dtype} of shape {images.shape}", "uint8 of shape (N, H, W, C)"
     if images.ndim == 3:
         images = images[..., np.newaxis]
-    if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ConfigError(f"{where} holds {found}; allowed: {allowed} or (N, H, W)")
+    if not images.size:
+        raise ConfigError(f"{where} holds {found}, which is no image; allowed: one image or more")
+    if images.shape[1] <= max(CHANNELS) < min(images.shape[2:]):
         raise ConfigError(
-            f"{where} holds {images.dtype} of shape {images.shape}; "
-            "allowed: uint8 of shape (N, H, W, C) or (N, H, W)"
+            f"{where} holds {found}, where axis 1 seems to be the channels; allowed: {allowed}, "
+            "with the channels last, as np.moveaxis(images, 1, -1) has them"
         )
     return images
 

@@ -103,10 +103,12 @@ class DataConfig:
 
     Attributes:
       name: the dataset's, as in `config.data.name`.
+      is_own: whether its images are the user's, as many as there are.
       recipe: how it is prepared; None where there is nothing to prepare.
     """
 
     name: ClassVar[str]
+    is_own: ClassVar[bool] = False
 
     @property
     def recipe(self) -> Recipe | None:
@@ -134,6 +136,15 @@ class DataConfig:
           ConfigError: the data is missing, not prepared, or broken.
         """
         raise NotImplementedError
+
+    def open_again(self, known: Mapping[str, Any]) -> Dataset:
+        """As `open`, for a run that knows images of it, which stay in their splits.
+
+        Args:
+          known: what `Dataset.manifest` was.
+        """
+        del known  # of most datasets, images do not change sides
+        return self.open()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -102,7 +102,7 @@ def _memory_of(root: Path, channels: int) -> Path | None:
 def _load(memory: Path | None) -> dict[str, list]:
     try:
         return json.loads(memory.read_text()) if memory else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

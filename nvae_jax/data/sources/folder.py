@@ -26,6 +26,7 @@ from nvae_jax.image_spec import ImageSpec
 _FITS = {"crop": cover_and_crop, "random_crop": cover, "stretch": stretch, "pad": contain_and_pad}
 _SHOWN = 5  # unreadable files that a message names
 # Formats of cameras and drawing programs that Pillow does not read without a plugin.
+_NO_IMAGES = {"BUFR", "GRIB", "HDF5", "MPEG"}  # kinds that Pillow recognises and cannot decode
 _UNREAD = {".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".svg"}
 
 
@@ -33,13 +34,15 @@ _UNREAD = {".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".
 class ImageFolder(DataConfig):
     """The images in a folder and its subfolders, of any size, mode and file format of Pillow's.
 
-    An image belongs to the test split by a hash of its path below the folder: it does not change
-    sides when other images come or go. Files of the same content are on the same side, and each
-    side has an image if there are two that differ. Before first use every file is read once, which
-    is remembered in the user's cache folder, so that a broken one is found at the start of a run.
+    An image belongs to the test split by a hash of its path below the folder, and what a run knows
+    stays on its side when other images come or go. Files of the same content are on the same side,
+    and each side has an image if there are two that differ. Before first use every file is read
+    once, which is remembered in the user's cache folder, so that a broken one is found at the start
+    of a run.
     """
 
     name: ClassVar[str] = "image_folder"
+    is_own: ClassVar[bool] = True
 
     path: str  # the folder; names that begin with a dot are ignored
     size: int | tuple[int, int]  # pixels of a side, or (height, width)
@@ -67,9 +70,12 @@ class ImageFolder(DataConfig):
         return self._reader(cover_and_crop if self.fit == "random_crop" else _FITS[self.fit])
 
     def open(self) -> Dataset:
+        return self.open_again({})
+
+    def open_again(self, known: Mapping[str, Any]) -> Dataset:
         root = Path(os.path.expanduser(self.path))
         verdicts, notes = self._checked(root)
-        train, test = split_files(verdicts, self.test_fraction)
+        train, test = split_files(verdicts, self.test_fraction, known)
         allowed = f"a folder with 2 or more different images (of {len(verdicts)} it has 1)"
         require("data.path", self.path, bool(train and test), allowed)
         copies = len(verdicts) - len({verdict.digest for verdict in verdicts.values()})
@@ -102,12 +108,15 @@ class ImageFolder(DataConfig):
         """The readable files, and what there is to say about the others."""
         require("data.path", self.path, root.is_dir(), "a folder")
         names = list_images(root)
-        allowed = f"a folder with images ({', '.join(_some_suffixes())}, …)"
-        require("data.path", self.path, bool(names), allowed)
         notes = []
         if others := list_images(root, _UNREAD - set(_suffixes())):
             kinds = ", ".join(sorted({Path(name).suffix.lower() for name in others}))
             notes.append(f"{len(others):,} files are left out, of kinds that are not read: {kinds}")
+        if not names:
+            raise ConfigError(
+                f"data.path is {self.path!r}, {f'where {notes[0]}' if notes else 'without images'};"
+                f" allowed: a folder with images ({', '.join(_some_suffixes())}, …)"
+            )
         verdicts = check_files(root, names, self.channels)
         broken = {name: v.reason for name, v in verdicts.items() if v.reason is not None}
         if not broken:
@@ -188,17 +197,30 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def split_files(verdicts: Mapping[str, Verdict], fraction: float) -> tuple[list[str], list[str]]:
+def split_files(
+    verdicts: Mapping[str, Verdict], fraction: float, known: Mapping[str, Any] | None = None
+) -> tuple[list[str], list[str]]:
     """Names of the files to train and to test on.
 
-    Files of the same content are on the side of the first of them. If one side would have none, it
-    is given the images whose hash is the nearest to it.
+    Files of the same content are on one side: that of those which a run knows already, whatever
+    else comes to the folder, and test if it knows them on both; without those, that of the first
+    of them by its name. If one side would have none, it is given the images whose hash is the
+    nearest to it.
+
+    Args:
+      verdicts: the files by name.
+      fraction: expected, for testing.
+      known: the files of each split that a run had before.
     """
     first: dict[str, str] = {}
     for name, verdict in verdicts.items():
         first.setdefault(verdict.digest, name)
     hashes = {digest: name_hash(name) for digest, name in first.items()}
     test = {digest for digest, value in hashes.items() if value < fraction}
+    for split, change in (("train", test.difference_update), ("test", test.update)):
+        names = (known or {}).get(split, ())
+        if isinstance(names, Mapping):  # not a mere number
+            change({verdicts[name].digest for name in names if name in verdicts})
     if len(hashes) > 1 and not test:
         test = {min(hashes, key=hashes.__getitem__)}
     if len(hashes) > 1 and len(test) == len(hashes):
@@ -218,7 +240,10 @@ def name_hash(name: str) -> float:
 def _suffixes() -> Collection[str]:
     from PIL import Image
 
-    return Image.registered_extensions()
+    kinds = Image.registered_extensions()  # which initialises `OPEN`
+    return {
+        suffix for suffix, kind in kinds.items() if kind in Image.OPEN and kind not in _NO_IMAGES
+    }
 
 
 def _some_suffixes() -> list[str]:

@@ -5,14 +5,21 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from nvae_jax.errors import ConfigError, importing
+from nvae_jax.errors import ConfigError, importing, require
 
 DEFAULT_DIR = os.path.join("~", "tensorflow_datasets")
 
 
 def data_folder(data_dir: str | None) -> str:
-    """The folder of prepared datasets: `data_dir`, $TFDS_DATA_DIR, or TFDS's usual one."""
-    return os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or DEFAULT_DIR)
+    """The folder of prepared datasets: `data_dir`, $TFDS_DATA_DIR, or TFDS's usual one.
+
+    Raises:
+      ConfigError: it is in a home folder, and there is none.
+    """
+    folder = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or DEFAULT_DIR)
+    known = not folder.startswith("~")
+    require("data.data_dir", data_dir, known, f"a folder, because there is no home for {folder}")
+    return folder
 
 
 def find_builder(name: str, data_dir: str | None) -> Any:
