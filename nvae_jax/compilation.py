@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import os
-from collections.abc import Callable
+import sys
+import traceback
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -101,7 +104,8 @@ def compiled_ahead(
 ) -> Callable[..., Any]:
     """As `compiled_together`, but compilation begins at once, in a thread of its own.
 
-    Its errors are raised by the first call. A program that ends before waits for the compiler.
+    Its errors are raised by the first call. A program that ends before would wait for the compiler,
+    but for `leaving_promptly`.
 
     Args:
       function: of `jax.jit`.
@@ -118,7 +122,27 @@ def compiled_ahead(
     thread = concurrent.futures.ThreadPoolExecutor(1, "compile")
     compiled = thread.submit(compile_)
     thread.shutdown(wait=False)
+    _ahead[:] = [compiled, *(other for other in _ahead if not other.done())]
     return lambda *args: compiled.result()(*args)
+
+
+_ahead: list[concurrent.futures.Future[Any]] = []
+
+
+@contextlib.contextmanager
+def leaving_promptly() -> Iterator[None]:
+    """Around all that a process does: if it fails, it does not wait for what is compiled ahead."""
+    try:
+        yield
+    except BaseException as error:
+        if all(compiled.done() for compiled in _ahead):
+            raise
+        code = error.code if isinstance(error, SystemExit) else 1
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
 
 
 def _compile_together(function: Any, name: str, args: tuple[Any, ...]) -> Any:

@@ -135,12 +135,12 @@ def naming_the_dead() -> Iterator[None]:
 class Preemption:
     """SIGTERM, SIGINT (Ctrl-C) and SIGHUP as requests that a run answers between two steps.
 
-    From its creation on, the signals no longer kill the process, which asks `requested` after every
-    step. Before the first such question there is nothing to save: then the process ends at once,
-    with success, also while the main thread is busy in a compiler. (Of several processes, each goes
-    on to its first step; JAX then spreads the request to all.) A second signal, unless it follows
-    the first within SAME_REQUEST seconds, ends the process at once. Signals that the process was
-    started to ignore, as by nohup, are still ignored.
+    From its creation on, the signals no longer kill the process, which says when it has done an
+    update, and asks `requested` after every one. Before the first there is nothing new to save:
+    then the process ends at once, with success, also while the main thread is busy in a compiler.
+    (Of several processes, each goes on to its first step; JAX then spreads the request to all.) A
+    second signal, unless it follows the first within SAME_REQUEST seconds, ends the process at
+    once. Signals that the process was started to ignore, as by nohup, are still ignored.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -158,9 +158,13 @@ class Preemption:
                 signal.signal(number, self._ask)
         threading.Thread(target=self._watch, args=(read,), daemon=True).start()
 
+    def updated(self) -> None:
+        """Says that from now on there is something to save."""
+        self._stepping = True
+
     def requested(self, step: int) -> bool:
         """Whether to save and leave after `step`; the same answer on every process."""
-        self._stepping = True
+        self.updated()
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._asked
@@ -180,7 +184,7 @@ class Preemption:
             name = signal.Signals(number).name
             now = time.monotonic()
             if not self._stepping:
-                print(f"{name} before the first step: nothing to save", flush=True)
+                print(f"{name} before the first update: nothing new to save", flush=True)
                 os._exit(0)
             if first is None:
                 first = now

@@ -9,6 +9,8 @@ import functools
 import importlib
 import json
 import os
+import signal
+import time
 
 import jax
 import numpy as np
@@ -164,13 +166,42 @@ def users(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        patch.setattr(loop, "make_mesh", lambda **_: ONE_DEVICE)
-        patch.setattr(loop, "make_program", cheap_program)
-        patch.setattr(loop, "compiled_ahead", lambda function, *_, **__: function)
-        patch.setattr(loop, "make_validation", cheap_validation)
-        patch.setattr(loop, "diagnose", lambda *_: "the report\n")
-        patch.setattr(loop, "make_pictures", lambda *_: lambda variables: {})
+        stand_in(patch)
         yield User(folder)
+
+
+def stand_in(patch):
+    """Has training use the stand-ins."""
+    patch.setattr(loop, "make_mesh", lambda **_: ONE_DEVICE)
+    patch.setattr(loop, "make_program", cheap_program)
+    patch.setattr(loop, "compiled_ahead", lambda function, *_, **__: function)
+    patch.setattr(loop, "make_validation", cheap_validation)
+    patch.setattr(loop, "diagnose", lambda *_: "the report\n")
+    patch.setattr(loop, "make_pictures", lambda *_: lambda variables: {})
+
+
+def signal_at(step, number):
+    """Has the cheap update send a signal to this process when it has done so many steps."""
+    make_program = loop.make_program
+
+    def with_signal(*args, **kwargs):
+        program = make_program(*args, **kwargs)
+
+        def update(state, batch):
+            state, metrics = program.update(state, batch)
+            if int(state.step) == step:
+                os.kill(os.getpid(), number)
+            return state, metrics
+
+        return dataclasses.replace(program, update=update)
+
+    loop.make_program = with_signal
+
+
+def asked_to_stop():
+    """Sends SIGTERM to this process and waits for its end."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
 
 
 def arrays(run, step, name):

@@ -1,9 +1,17 @@
+import threading
+import types
+
 import jax
 import numpy as np
 import pytest
 from tiny import ONE_DEVICE, run_program, tiny_run
 
-from nvae_jax.compilation import compiled_ahead, jit_on, keep_compiled_programs
+from nvae_jax.compilation import (
+    compiled_ahead,
+    jit_on,
+    keep_compiled_programs,
+    leaving_promptly,
+)
 from nvae_jax.model.kernels.platform import compiled_platform
 from nvae_jax.parallel import make_mesh
 
@@ -32,6 +40,26 @@ def test_compiled_programs_are_kept_where_the_user_says(monkeypatch, tmp_path):
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", least_before)
+
+
+@pytest.mark.parametrize(("ending", "code"), [(SystemExit(2), 2), (ValueError("a bug"), 1)])
+def test_a_process_that_fails_does_not_wait_for_the_compiler(monkeypatch, capsys, ending, code):
+    goes_on, left = threading.Event(), []
+    monkeypatch.setattr("os._exit", left.append)
+    lowered = types.SimpleNamespace(compile=lambda: goes_on.wait(60) and (lambda: 3))
+    call = compiled_ahead(types.SimpleNamespace(lower=lambda: lowered), "slow")
+    try:
+        with leaving_promptly():
+            raise ending
+    finally:
+        goes_on.set()
+    assert left == [code]
+    assert ("a bug" in capsys.readouterr().err) == (code == 1)
+    assert call() == 3
+    # Once it is compiled, a process ends as any other.
+    with pytest.raises(type(ending)), leaving_promptly():
+        raise ending
+    assert left == [code]
 
 
 def test_convolutions_on_cpu_use_all_cores():

@@ -6,10 +6,9 @@ import types
 import jax
 import jax.numpy as jnp
 import pytest
-from tiny import ONE_DEVICE
+from tiny import ONE_DEVICE, tiny_run
 
 from nvae_jax import memory
-from nvae_jax.config.training import TrainingConfig
 from nvae_jax.errors import ConfigError
 from nvae_jax.memory import machine_memory
 from nvae_jax.parallel import replicated
@@ -20,12 +19,10 @@ from nvae_jax.training.fitting import (
     check_memory,
     check_state,
     program_memory,
-    refusing_exhausted,
+    refusing_an_exhausted_update,
     required_memory,
 )
 from nvae_jax.training.state import TrainState
-
-TRAINING = TrainingConfig(epochs=10, batch_size=32)
 
 
 def test_a_programs_memory_is_that_of_its_arrays():
@@ -46,11 +43,17 @@ def needing(arguments, temporaries):
     return types.SimpleNamespace(memory_analysis=lambda: memory)
 
 
+def run_of(**changes):
+    """A run of 32 digits an update."""
+    return tiny_run(**{"training.batch_size": 32, "model.remat": "none"} | changes)
+
+
 def test_what_does_not_fit_is_refused_with_flags_that_do(monkeypatch):
     monkeypatch.setattr(fitting, "machine_memory", lambda: 22.5 * GIB)
-    check_memory(needing(0.2 * GIB, 12 * GIB), ONE_DEVICE, TRAINING)
+    run = run_of()
+    check_memory(needing(0.2 * GIB, 12 * GIB), ONE_DEVICE, run, False)
     with pytest.raises(ConfigError) as caught:
-        check_memory(needing(0.2 * GIB, 16.5 * GIB), ONE_DEVICE, TRAINING)
+        check_memory(needing(0.2 * GIB, 16.5 * GIB), ONE_DEVICE, run, False)
     message = str(caught.value)
     assert "training.batch_size 32 needs 23.4 GiB of memory, of which cpu has 22.5" in message
     parts = int(re.search(r"accumulation_steps=(\d+)", message)[1])
@@ -58,9 +61,9 @@ def test_what_does_not_fit_is_refused_with_flags_that_do(monkeypatch):
     assert parts == 2
     # The advice works: temporaries are those of the images that are computed at once.
     for images in (32 // parts, size):
-        check_memory(needing(0.2 * GIB, 16.5 * GIB * images / 32), ONE_DEVICE, TRAINING)
+        check_memory(needing(0.2 * GIB, 16.5 * GIB * images / 32), ONE_DEVICE, run, False)
     with pytest.raises(ConfigError):
-        check_memory(needing(0.2 * GIB, 16.5 * GIB * (size + 3) / 32), ONE_DEVICE, TRAINING)
+        check_memory(needing(0.2 * GIB, 16.5 * GIB * (size + 3) / 32), ONE_DEVICE, run, False)
 
 
 def test_a_state_that_no_machine_holds_is_refused_by_its_shapes(monkeypatch):
@@ -73,15 +76,37 @@ def test_a_state_that_no_machine_holds_is_refused_by_its_shapes(monkeypatch):
     check_state(state, ONE_DEVICE)
 
 
-def test_what_no_batch_can_mend_needs_smaller_images():
-    memory = needing(100 * GIB, GIB).memory_analysis()
-    assert advice(memory, 22 * GIB, "cpu", 1, TRAINING) == "smaller images or a smaller model"
-    assert "remat=group" in advice(memory, 22 * GIB, "gpu", 1, TRAINING)
+def test_batches_that_are_advised_have_whole_parts():
+    compiled = needing(0, 16 * GIB)
+    run = run_of(**{"training.accumulation_steps": 4})
+    more, smaller = advice(compiled, 20 * GIB, "cpu", 1, run, False)
+    assert more == "--config.training.accumulation_steps=8"
+    assert smaller == "--config.training.batch_size=24"
+    for flag in advice(compiled, 20 * GIB, "cpu", 1, run, True):
+        assert flag.startswith("--accept_changes --config.training.")
+
+
+def test_what_nothing_can_mend_needs_more_memory(monkeypatch):
+    compiled = needing(100 * GIB, GIB)
+    assert advice(compiled, 22 * GIB, "cpu", 1, run_of(), False) == []
+    monkeypatch.setattr(fitting, "machine_memory", lambda: 22.5 * GIB)
+    with pytest.raises(ConfigError, match="allowed: a device with more memory"):
+        check_memory(compiled, ONE_DEVICE, run_of(), False)
+
+
+@pytest.mark.parametrize(
+    ("remat", "further"),
+    [("none", ["group"]), ("cell", ["group"]), ("group", ["offload"]), ("offload", [])],
+)
+def test_recomputation_is_advised_where_there_is_more_of_it(remat, further):
+    run = run_of(**{"model.remat": remat})
+    flags = advice(needing(100 * GIB, GIB), 22 * GIB, "gpu", 1, run, True)
+    assert [re.fullmatch(r"--config.model.remat=(\w+) .*", flag)[1] for flag in flags] == further
 
 
 def test_a_device_of_unknown_memory_takes_anything(monkeypatch):
     monkeypatch.setattr(fitting, "device_memory", lambda devices: None)
-    check_memory(needing(1e15, 1e15), ONE_DEVICE, TRAINING)
+    check_memory(needing(1e15, 1e15), ONE_DEVICE, run_of(), False)
 
 
 def test_a_container_may_use_less_than_the_machine(monkeypatch):
@@ -101,9 +126,11 @@ def test_more_is_required_than_the_program():
 
 def test_exhausted_memory_is_refused_and_other_errors_are_bugs():
     with (
-        pytest.raises(ConfigError, match=r"Out of memory.*batch_size.*--fit"),
-        refusing_exhausted(),
+        pytest.raises(
+            ConfigError, match=r"Out of memory.*batch_size with --accept_changes, .*--fit"
+        ),
+        refusing_an_exhausted_update(True),
     ):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes")
-    with pytest.raises(jax.errors.JaxRuntimeError), refusing_exhausted():
+    with pytest.raises(jax.errors.JaxRuntimeError), refusing_an_exhausted_update(False):
         raise jax.errors.JaxRuntimeError("INTERNAL: else")

@@ -5,13 +5,16 @@ the real ones.
 """
 
 import json
+import re
 import shutil
+import types
 
 import numpy as np
 import pytest
 from stand_in import ACCEPT, CLIP, arrays, users
 
-from nvae_jax.training import loop
+from nvae_jax.config.run import read_run
+from nvae_jax.training import fitting, loop
 from nvae_jax.workdir import Workdir
 
 
@@ -133,17 +136,32 @@ def test_what_a_broken_file_advises_works(user, done):
         user.add_photos(0, 1)
 
 
-def test_a_run_moves_to_another_folder_and_host(user, done):
-    run = copy(done, "moved")
+class Stop:
+    """Asks a run to stop after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def updated(self):
+        pass
+
+    def requested(self, step):
+        return step == self.step
+
+
+def test_a_run_moves_to_another_folder_and_host(user):
+    user.train("here", own=True, preemption=Stop(4))
+    run = shutil.move(user.folder / "here", user.folder / "moved").name
     # As it is left by a process that was killed on a machine that is no more.
     (user.folder / run / "lock.json").write_text(
         json.dumps({"host": "gone", "process": 1, "since": "now", "token": "x", "beats": 4})
     )
     shutil.copytree(user.folder / "photos", user.folder / "elsewhere")
-    output = user.train(run, "--config.data.path=elsewhere", "--config.training.epochs=4", ACCEPT)
+    output = user.train(run, "--config.data.path=elsewhere")
     assert "was left by process 1 on gone" in output
-    assert "done, 12 steps" in output
-    assert user.changes(run) == [(9, ["config.training.epochs is 4, saved: 3"])]
+    assert "resumed after step 4" in output
+    assert "done, 9 steps" in output
+    assert not (user.folder / run / "changes.jsonl").exists()
 
 
 def test_averages_and_clipping_come_and_go(user, done):
@@ -167,3 +185,151 @@ def test_another_batch_size_moves_the_end(user, done):
     assert "batch_size is 16, saved: 8" in user.refused(run, batch)
     assert "at least the 9 steps that are trained (these are 3)" in user.refused(run, batch, ACCEPT)
     assert "done, 12 steps" in user.train(run, batch, "--config.training.epochs=12", ACCEPT)
+
+
+def memory_of(run, gib):
+    """What a compiler might say of a run's update, `gib` in all where eight images fill a part."""
+    model, training = run.model, run.training
+    images = training.batch_size / training.accumulation_steps
+    height, width, _ = model.image_shape
+    of_images = images / 8 * height * width / 64 * model.encoder_channels / 8
+    memory = types.SimpleNamespace(
+        argument_size_in_bytes=0.01 * fitting.GIB * (model.encoder_channels / 8) ** 2,
+        temp_size_in_bytes=(gib - 0.01) * fitting.GIB * of_images,
+        output_size_in_bytes=0,
+        alias_size_in_bytes=0,
+        generated_code_size_in_bytes=0,
+    )
+    return types.SimpleNamespace(memory_analysis=lambda: memory)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """A machine of 9 GiB, on which an update of eight images requires 12.5."""
+
+    def compiled_ahead(function, *_, check):
+        check(memory_of(check.__self__.run, 8))
+        return function
+
+    monkeypatch.setattr(loop, "compiled_ahead", compiled_ahead)
+    monkeypatch.setattr(fitting, "machine_memory", lambda: 9 * fitting.GIB)
+
+
+WIDE = ("--config.model.encoder_channels=8", "--config.model.decoder_channels=8")
+
+
+def advised(message):
+    """The ways out that a refusal names, each as arguments."""
+    *ways, last = message.partition("allowed: ")[2].split(", or ")
+    assert last == fitting.IGNORE
+    assert all(re.fullmatch(r"(--\S+ ?)+", way) for way in ways)
+    return [way.split() for way in ways]
+
+
+def test_what_too_little_memory_advises_works(user, measured):
+    ways = advised(user.refused("large", *WIDE, own=True))
+    assert [way[0].partition("=")[0].rpartition(".")[2] for way in ways] == [
+        "accumulation_steps",
+        "batch_size",
+        "size",
+        "encoder_channels",
+    ]
+    for i, way in enumerate(ways):
+        run = shutil.copytree(user.folder / "large", user.folder / f"large_{i}").name
+        assert "done, " in user.train(run, *way)
+
+
+def test_what_too_little_memory_advises_a_run_that_exists_works(user, monkeypatch, request):
+    user.train("grown", "--config.training.epochs=1", *WIDE, own=True)
+    request.getfixturevalue("measured")
+    on = "--config.training.epochs=3"
+    ways = advised(user.refused("grown", on, ACCEPT))
+    assert [way[1].partition("=")[0].rpartition(".")[2] for way in ways] == [
+        "accumulation_steps",
+        "batch_size",
+    ]
+    for i, way in enumerate(ways):
+        run = shutil.copytree(user.folder / "grown", user.folder / f"grown_{i}").name
+        assert "done, " in user.train(run, on, *way)
+
+
+@pytest.mark.parametrize(("number", "size"), [(2, 1), (3, 2), (6, 4)])
+def test_a_few_images_are_trained_in_small_batches(user, number, size):
+    few = user.folder / f"few_{number}"
+    few.mkdir()
+    for path in sorted((user.folder / "photos").iterdir())[:number]:
+        shutil.copy(path, few)
+    run, where = f"of_{number}", f"--config.data.path=few_{number}"
+    output = user.train(run, where, own=True)
+    assert f"training.batch_size is {size} and not 8, because there are {number - 1} tr" in output
+    assert "done, 3 steps" in output  # one in an epoch
+    # The configuration keeps the batch that was asked for, which more images fill.
+    assert Workdir(run).load_config()["training"]["batch_size"] == 8
+    assert "done, 3 steps" in user.train(run)
+    for path in (user.folder / "photos").iterdir():
+        shutil.copy(path, few)
+    output = user.train(run, ACCEPT)
+    assert "done, 9 steps" in output
+    assert "because" not in output
+
+
+def test_a_batch_that_few_images_fill_is_shared_by_the_devices(user, monkeypatch):
+    parts = "--config.training.accumulation_steps=4"
+    few = user.folder / "few"
+    few.mkdir()
+    for path in sorted((user.folder / "photos").iterdir())[:3]:
+        shutil.copy(path, few)
+    message = user.refused("shared", parts, "--config.data.path=few", own=True)
+    assert "batch_size, halved until 2 training images fill it, is 2; allowed: multip" in message
+    assert not (user.folder / "shared").exists()
+
+
+def test_copies_of_test_images_are_none_to_train_on(user, done):
+    run = copy(done, "copies")
+    dataset = read_run(Workdir(run).load_config()).open_data()
+    tested = list(dataset.files["test"])
+    twins = [user.folder / "photos" / f"000 {i} of {name}" for i in range(3) for name in tested]
+    try:
+        for path in twins:
+            shutil.copy(user.folder / "photos" / path.name.rpartition(" ")[2], path)
+        output = user.train(run, "--config.training.epochs=4", ACCEPT)
+        assert f"{len(twins)} images added" in output
+        assert "moved" not in output
+        manifest = Workdir(run).load_images()
+        assert {*manifest["test"]} == {*tested, *(path.name for path in twins)}
+    finally:
+        for path in twins:
+            path.unlink()
+
+
+def test_of_two_first_starts_the_second_goes_on(user, monkeypatch):
+    make_program, inner = loop.make_program, []
+
+    def start_another(*args, **kwargs):
+        if not inner:
+            inner.append(None)
+            inner[:] = [user.train("twice", own=True)]
+        return make_program(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "make_program", start_another)
+    output = user.train("twice", own=True)
+    assert "a new model" in inner[0]
+    assert "done, 9 steps" in output
+    assert output.count("a new model") == 1  # the other's, whose lines are there, too
+    assert user.steps("twice") == [*range(1, 10)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["checkpoints", "lock.json", "log.txt", "config.json", "images.json.gz", "metrics.jsonl"],
+)
+def test_what_is_in_the_way_is_refused_by_name(user, done, name):
+    run = copy(done, f"blocked_{name}")
+    path = user.folder / run / name
+    if path.is_dir():
+        shutil.rmtree(path)
+        path.write_text("a file")
+    else:
+        path.unlink()
+        path.mkdir()
+    assert name in user.refused(run, "--config.training.epochs=4", ACCEPT)

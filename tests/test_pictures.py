@@ -1,12 +1,16 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import CONFIG, random_variables
+from tiny import CONFIG, ONE_DEVICE, random_variables
 
 from nvae_jax.data.sources import data_config
+from nvae_jax.evaluation.likelihood import make_validation
 from nvae_jax.evaluation.pictures import COLUMNS, TEMPERATURES, draw_curves, make_pictures
 from nvae_jax.evaluation.sampling import make_sampler
+from nvae_jax.workdir.pictures import image_grid
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +45,27 @@ def test_few_test_images_make_as_many_columns(variables, number):
     rows = pictures["reconstructions"]
     assert rows.shape == (2, number, 28, 28, 1)
     assert set(np.unique(rows[0])) == {0.0, 1.0}  # the test images, above what they become
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_images_of_other_channels_are_validated_and_drawn(channels):
+    config = dataclasses.replace(
+        CONFIG, image_shape=(8, 8, channels), border=0, likelihood="logistic_mixture"
+    )
+    variables = random_variables(config)
+    test = np.random.default_rng(0).integers(0, 256, (3, 8, 8, channels), np.uint8)
+    pictures = make_pictures(config, test)(variables)
+    assert pictures["samples"].shape == (len(TEMPERATURES), COLUMNS, 8, 8, channels)
+    assert pictures["reconstructions"].shape == (2, 3, 8, 8, channels)
+    np.testing.assert_allclose(pictures["reconstructions"][0], test / 255, atol=1e-6)
+    for rows in pictures.values():
+        sheet = image_grid(rows.reshape(-1, *rows.shape[2:]), rows.shape[1], padding=0)
+        width = 8 * (1 if channels == 4 else channels)
+        assert sheet.shape == (8 * rows.shape[0], width * rows.shape[1], 3)
+    means = make_validation(config, test, 3, ONE_DEVICE)(variables)
+    assert all(np.isfinite(value).all() for value in means.values())
+    parts = means["reconstruction"] + means["kl"]
+    np.testing.assert_allclose(means["nelbo"], parts, rtol=1e-6)
 
 
 def test_temperature_can_differ_by_group(variables):

@@ -45,6 +45,9 @@ class KilledAt:
     def __init__(self, step):
         self.step = step
 
+    def updated(self):
+        pass
+
     def requested(self, step):
         if step == self.step:
             raise Killed
@@ -238,6 +241,16 @@ def test_the_best_and_every_so_many_are_kept(user, faults):
     fields = {"keep_checkpoints": 1, "keep_every": 4, "eval_interval": 1, "checkpoint_interval": 1}
     user.train("kept", *(f"--config.training.{k}={v}" for k, v in fields.items()), own=True)
     assert Workdir("kept").checkpoints.steps() == [3, 4, 8, 9]
+
+
+def test_the_best_is_one_since_the_last_change(user, faults):
+    faults["validation"] |= {2: 0.25, 5: 0.5}
+    fields = {"keep_checkpoints": 1, "eval_interval": 1, "checkpoint_interval": 1, "epochs": 1}
+    user.train("compared", *(f"--config.training.{k}={v}" for k, v in fields.items()), own=True)
+    assert Workdir("compared").checkpoints.steps() == [2, 3]
+    changed = "--config.training.learning_rate=0.02", "--config.training.epochs=2", ACCEPT
+    assert "done, 6 steps" in user.train("compared", *changed)
+    assert Workdir("compared").checkpoints.steps() == [5, 6]
 
 
 def damage(run, step, how):

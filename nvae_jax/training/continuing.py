@@ -13,11 +13,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from nvae_jax.config.changes import check_changes, consent
 from nvae_jax.config.run import RunConfig, read_run
+from nvae_jax.data.loader import filled_batch_size
 from nvae_jax.data.sources import Dataset
 from nvae_jax.errors import ConfigError, require
+from nvae_jax.parallel import check_batch_size
 from nvae_jax.processes import decided
 from nvae_jax.training.guard import Health
 from nvae_jax.training.state import TrainState
@@ -36,6 +39,7 @@ class Going:
       accept: whether settings and images may be others than before.
 
     Attributes:
+      run: the run as it is wanted.
       step: of the checkpoint to go on from; None: a fresh start, which any settings are good for.
 
     Raises:
@@ -43,7 +47,7 @@ class Going:
     """
 
     def __init__(self, workdir: Workdir, run: RunConfig, accept: bool):
-        self._workdir, self._run, self._accept = workdir, run, accept
+        self._workdir, self.run, self._accept = workdir, run, accept
         workdir.checkpoints.remove_unfinished()
         strays, steps = decided(lambda: (workdir.checkpoints.strays(), workdir.checkpoints.steps()))
         if strays and not steps:
@@ -73,7 +77,7 @@ class Going:
             images = self._workdir.image_changes(manifest)
             consent(images, self._accept, str(self._workdir.path))
             self._changes += images
-            epochs = self._run.training.epochs
+            epochs = self.run.training.epochs
             steps = f"at least the {self.step:,} steps that are trained (these are {total_steps:,})"
             require("training.epochs", epochs, self.step <= total_steps, steps)
         self._manifest = manifest
@@ -89,7 +93,7 @@ class Going:
         """
         if self._manifest is None:
             return False
-        self._workdir.save_config(self._run.to_dict())
+        self._workdir.save_config(self.run.to_dict())
         self._workdir.save_images(self._manifest)
         if self._changes:
             self._workdir.records.write_changes(self.step or 0, self._changes)
@@ -106,7 +110,7 @@ class Going:
         broken = [later for later in checkpoints.steps() if later > step]
         for error, place in zip(reversed(errors), checkpoints.set_aside(broken), strict=True):
             self._workdir.log(f"{error}; it is in {place} now, and step {step:,} is used")
-        seed = effective_seed(self._run.training.seed, int(state.health.rollbacks))
+        seed = effective_seed(self.run.training.seed, int(state.health.rollbacks))
         return dataclasses.replace(
             state, seed=jax.device_put(jnp.uint32(seed), state.seed.sharding)
         )
@@ -120,10 +124,26 @@ class Going:
         rollbacks, recent = int(health.rollbacks) + 1, int(health.recent) + 1
         changed = dataclasses.replace(
             state,
-            seed=jnp.uint32(effective_seed(self._run.training.seed, rollbacks)),
+            seed=jnp.uint32(effective_seed(self.run.training.seed, rollbacks)),
             health=state.health.gone_back(int(state.step), rollbacks, recent),
         )
         return jax.device_put(changed, jax.tree.map(lambda x: x.sharding, state))
+
+
+def with_filled_batches(run: RunConfig, dataset: Dataset, mesh: Mesh) -> RunConfig:
+    """The run with a batch size that its images fill, if they are the user's own.
+
+    Raises:
+      ConfigError: the devices cannot share such a batch.
+    """
+    training = run.training
+    size = filled_batch_size(dataset, training.batch_size) if run.data.is_own else None
+    if size in (None, training.batch_size):
+        return run
+    number, parts = len(dataset.train), training.accumulation_steps
+    field = f"training.batch_size, halved until {number:,} training images fill it,"
+    check_batch_size(mesh, size, field, parts)
+    return dataclasses.replace(run, training=dataclasses.replace(training, batch_size=size))
 
 
 def effective_seed(seed: int, rollbacks: int) -> int:

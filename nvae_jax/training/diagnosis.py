@@ -20,7 +20,8 @@ from nvae_jax.workdir.integrity import inspected, on_host
 
 REMEDIES = (
     "--config.training.gradient_clip=200, a lower --config.training.learning_rate, a higher "
-    "--config.training.regularization, --config.training.skip_threshold=6, or a larger batch"
+    "--config.training.regularization, --config.training.skip_threshold=6, or a larger "
+    "--config.training.batch_size"
 )
 _DEPTH = 3  # names of modules from the outside in
 _SHOWN = 12

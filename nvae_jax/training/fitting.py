@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from nvae_jax.config.training import TrainingConfig
-from nvae_jax.errors import ConfigError
+from nvae_jax.config.changes import ACCEPT
+from nvae_jax.config.run import RunConfig
+from nvae_jax.errors import ConfigError, refusing_exhausted
 from nvae_jax.memory import machine_memory
+from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.training.state import TrainState
 
 GIB = 2**30
 IGNORE = "--ignore_memory to try it all the same"
+_MARGIN = 0.95  # of the memory that advice fills
+_FACTORS = (2, 4, 8)  # by which advice divides sides and channels
 
 
 def program_memory(compiled: Any) -> int:
@@ -71,8 +76,9 @@ def check_state(state: TrainState, mesh: Mesh) -> None:
     count = sum(x.size for x in jax.tree.leaves(state.params))
     raise ConfigError(
         f"a model of {count:,} parameters and its optimiser need {required / GIB:.1f} GiB of "
-        f"memory, of which {device.device_kind} has {limit / GIB:.1f}; allowed: a smaller model, "
-        f"parameter_shards on several devices, or {IGNORE}"
+        f"memory, of which {device.device_kind} has {limit / GIB:.1f}; allowed: smaller "
+        "--config.model.encoder_channels and --config.model.decoder_channels in a new run, "
+        f"--config.training.parameter_shards on several devices, or {IGNORE}"
     )
 
 
@@ -82,68 +88,117 @@ def _bytes(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-def check_memory(compiled: Any, mesh: Mesh, training: TrainingConfig) -> None:
+def check_memory(compiled: Any, mesh: Mesh, run: RunConfig, trained: bool) -> None:
     """Checks that the compiled update of a run fits the devices.
+
+    Args:
+      compiled: the update.
+      mesh: the devices.
+      run: the run.
+      trained: whether it has a checkpoint, so that it requires consent to changes.
 
     Raises:
       ConfigError: it does not; the message has the flags with which it would.
     """
     device = mesh.devices.flat[0]
     limit = device_memory(mesh.devices.flatten())
-    program = program_memory(compiled)
     if limit is None:
         return
-    required = required_memory(program, device.platform, mesh.size)
+    required = required_memory(program_memory(compiled), device.platform, mesh.size)
     if required <= limit:
         return
-    memory = compiled.memory_analysis()
+    flags = advice(compiled, limit, device.platform, mesh.size, run, trained)
     raise ConfigError(
-        f"an update of training.batch_size {training.batch_size} needs "
+        f"an update of training.batch_size {run.training.batch_size} needs "
         f"{required / GIB:.1f} GiB of memory, of which "
         f"{device.device_kind} has {limit / GIB:.1f}; allowed: "
-        f"{advice(memory, limit, device.platform, mesh.size, training)}, or {IGNORE}"
+        f"{', or '.join(flags) or 'a device with more memory'}, or {IGNORE}"
     )
 
 
-@contextlib.contextmanager
-def refusing_exhausted() -> Iterator[None]:
+def refusing_an_exhausted_update(trained: bool) -> contextlib.AbstractContextManager[None]:
     """Around compilation and updates: too little memory of a device is refused.
 
-    Raises:
-      ConfigError: the compiler or a device found that the memory is too small.
+    Args:
+      trained: as for `check_memory`.
     """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        reason = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
-        raise ConfigError(
-            f"the update does not fit the memory ({reason}); allowed: a smaller "
-            "--config.training.batch_size, or what python -m nvae_jax.tools.aot --fit finds"
-        ) from error
+    consent = f" with {ACCEPT}" if trained else ""
+    return refusing_exhausted(
+        "the update",
+        f"a smaller --config.training.batch_size{consent}, a larger "
+        f"--config.training.accumulation_steps{consent}, or what python -m nvae_jax.tools.aot "
+        "--fit finds",
+    )
 
 
-def advice(memory: Any, limit: float, platform: str, devices: int, training: TrainingConfig) -> str:
-    """The flags with which an update would fit.
+def advice(
+    compiled: Any, limit: float, platform: str, devices: int, run: RunConfig, trained: bool
+) -> list[str]:
+    """The flags, each of them enough, with which an update is expected to fit.
 
-    Temporaries are those of the images of one part of a batch, and grow with their number.
+    Temporaries grow with the images of one part of a batch, their pixels and the channels, and
+    parameters with the square of the channels.
+
+    Args:
+      compiled: the update, which requires more than `limit` bytes per device.
+      limit: bytes.
+      platform: of the devices.
+      devices: how many share the update.
+      run: the run.
+      trained: as for `check_memory`; the model of such a run stays as it is.
     """
-    images = training.batch_size // devices
-    fixed = memory.argument_size_in_bytes
-    per_image = memory.temp_size_in_bytes / (images // training.accumulation_steps)
+    memory, training = compiled.memory_analysis(), run.training
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    rest = program_memory(compiled) - arguments - temporaries
 
-    def fits(number: int) -> bool:
-        return required_memory(fixed + number * per_image, platform, devices) <= 0.95 * limit
+    def fits(temporary: float, argument: float = 1.0) -> bool:
+        program = rest + argument * arguments + temporary * temporaries
+        return required_memory(program, platform, devices) <= _MARGIN * limit
 
     found = []
-    if platform != "cpu":  # on which recomputation saves nothing
-        found.append("--config.model.remat=group")
-    parts = [n for n in range(1, images + 1) if images % n == 0 and fits(images // n)]
-    if parts:
-        found.append(f"--config.training.accumulation_steps={parts[0]}")
-    sizes = [n for n in range(1, images) if fits(n)]
-    if sizes:
-        found.append(f"--config.training.batch_size={sizes[-1] * devices}")
-    found.append("smaller images or a smaller model")
-    return ", or ".join(found)
+    # Recomputation saves nothing on CPU; how much it saves elsewhere only its compilation tells.
+    further = {"none": "group", "cell": "group", "group": "offload"}.get(run.model.remat)
+    if platform != "cpu" and further is not None:
+        found.append(f"--config.model.remat={further} (as far as that goes)")
+    consent = f"{ACCEPT} " if trained else ""
+    images, parts = training.batch_size // devices, training.accumulation_steps
+    numbers = range(parts + 1, images + 1)
+    more = next((n for n in numbers if images % n == 0 and fits(parts / n)), None)
+    if more is not None:
+        found.append(f"{consent}--config.training.accumulation_steps={more}")
+    sizes = reversed(range(parts, images, parts))
+    smaller = next((size for size in sizes if fits(size / images)), None)
+    if smaller is not None:
+        found.append(f"{consent}--config.training.batch_size={smaller * devices}")
+    if trained:
+        return found
+    size = _smaller_images(run, lambda factor: fits(1 / factor**2))
+    thinner = _fewer_channels(run.model, lambda factor: fits(1 / factor, 1 / factor**2))
+    return [*found, *filter(None, (size, thinner))]
+
+
+def _smaller_images(run: RunConfig, fits: Callable[[int], bool]) -> str | None:
+    """The flag that divides the sides of images by the smallest of `_FACTORS` that fits."""
+    size = getattr(run.data, "size", None)
+    for factor in filter(fits, _FACTORS if size else ()):
+        sides = [side // factor for side in (size if isinstance(size, tuple) else (size,))]
+        smaller = tuple(sides) if isinstance(size, tuple) else sides[0]
+        with contextlib.suppress(ConfigError):
+            image = dataclasses.replace(run.data, size=smaller).image  # type: ignore[call-arg]
+            if image is not None:
+                dataclasses.replace(run.model, image_shape=image.shape)
+                return f"--config.data.size={','.join(map(str, sides))}"
+    return None
+
+
+def _fewer_channels(model: ModelConfig, fits: Callable[[int], bool]) -> str | None:
+    """The flags that divide the channels by the smallest of `_FACTORS` that fits."""
+    for factor in filter(fits, _FACTORS):
+        fields = {
+            name: getattr(model, name) // factor
+            for name in ("encoder_channels", "decoder_channels")
+        }
+        with contextlib.suppress(ConfigError):
+            dataclasses.replace(model, **fields)
+            return " ".join(f"--config.model.{name}={value}" for name, value in fields.items())
+    return None

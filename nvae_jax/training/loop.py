@@ -24,9 +24,9 @@ from nvae_jax.data.sources import Dataset, check_levels
 from nvae_jax.evaluation.pictures import make_pictures
 from nvae_jax.parallel import check_batch_size, make_mesh, replicated, shard_batch
 from nvae_jax.processes import Preemption, decided, naming_the_dead
-from nvae_jax.training.continuing import Going, effective_seed
+from nvae_jax.training.continuing import Going, effective_seed, with_filled_batches
 from nvae_jax.training.diagnosis import REMEDIES, diagnose
-from nvae_jax.training.fitting import check_memory, check_state, refusing_exhausted
+from nvae_jax.training.fitting import check_memory, check_state, refusing_an_exhausted_update
 from nvae_jax.training.guard import STRETCH, easing
 from nvae_jax.training.objective import kl_weight
 from nvae_jax.training.program import Program, make_program
@@ -66,7 +66,7 @@ class _Job:
     def check_memory(self, compiled: Any) -> None:
         """Refuses a compiled update that does not fit, unless that is to be tried."""
         if not self.ignore_memory:
-            check_memory(compiled, self.mesh, self.run.training)
+            check_memory(compiled, self.mesh, self.run, self.going.step is not None)
 
     def batches(self, start_step: int, loading: LoadingConfig, seed: int) -> Any:
         """Training batches on the devices, the next one on its way there while one is used."""
@@ -120,20 +120,25 @@ def train(
     workdir = Workdir(path, keep)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(workdir.checkpoints))
-        # A run that is refused leaves no folder behind, not even for its lock.
-        if exists := workdir.has_config():
+
+        def lock() -> Going:
             stack.enter_context(workdir.locked())
-        going = Going(workdir, run, accept_changes)
-        dataset = run.open_data()
-        if going.step is None:
+            return Going(workdir, run, accept_changes)
+
+        # A run that is refused leaves no folder behind, not even for its lock.
+        going = lock() if workdir.has_config() else None
+        dataset = run.open_data(workdir.load_images())
+        if going is None or going.step is None:
             check_levels(dataset)
-        epoch_steps = steps_per_epoch(dataset, training.batch_size)
-        program = make_program(run.model, training, epoch_steps, mesh, flip=dataset.flip)
+        filled = with_filled_batches(run, dataset, mesh)
+        epoch_steps = steps_per_epoch(dataset, filled.training.batch_size)
+        program = make_program(run.model, filled.training, epoch_steps, mesh, flip=dataset.flip)
         if not ignore_memory:
             check_state(program.state, mesh)
-        if not exists:
-            stack.enter_context(workdir.locked())
-        job = _Job(workdir, run, mesh, dataset, program, going, epoch_steps, start, ignore_memory)
+        going = going or lock()  # of two first starts, the second may find a run here by now
+        job = _Job(
+            workdir, filled, mesh, dataset, program, going, epoch_steps, start, ignore_memory
+        )
         going.agree(dataset, job.total_steps)
         return _train(job, preemption)
 
@@ -146,6 +151,11 @@ def _train(job: _Job, preemption: Preemption | None) -> dict[str, float] | None:
         f"{jax.process_count()} process(es); {model.total_groups} groups of latents, "
         f"{model.latent_dimensions:,} dimensions"
     )
+    if job.run.training.batch_size != (asked := job.going.run.training.batch_size):
+        workdir.log(
+            f"training.batch_size is {job.run.training.batch_size} and not {asked}, "
+            f"because there are {len(job.dataset.train):,} training images"
+        )
     state = None
     if job.going.step == job.total_steps:  # there may be nothing left to train
         state = job.going.restore(program.state)
@@ -171,7 +181,7 @@ def _train(job: _Job, preemption: Preemption | None) -> dict[str, float] | None:
         validate=make_validation(job.run, job.dataset, job.eval_batch_size, job.mesh),
         draw=lambda variables: draw(jax.device_put(variables, replicated(job.mesh))),
     )
-    with refusing_exhausted(), naming_the_dead():
+    with refusing_an_exhausted_update(job.going.step is not None), naming_the_dead():
         while True:
             updates = _Updates(job, update, state, recorder)
             state = None  # which is donated
@@ -227,8 +237,10 @@ class _Updates:
                     seconds = time.monotonic() - job.start
                     job.workdir.log(f"first step done {seconds:.0f} s after the start")
                     recorder.restart_clock()
+                    if preemption:
+                        preemption.updated()
                     if job.going.write_down():
-                        recorder.expect_another_nelbo()
+                        recorder.expect_another_nelbo(first)
                 recorder.record(step, metrics, self.state)
                 if preemption and preemption.requested(step) and step < job.total_steps:
                     self._wait(0)

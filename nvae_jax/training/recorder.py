@@ -76,6 +76,7 @@ class Recorder:
         self._workdir.records.truncate_metrics(step)
         # With other settings or images than before, another NELBO is usual.
         first = self._workdir.records.last_change(step)
+        self._workdir.checkpoints.compare_after(first)
         self._watch = Watch(decided(functools.partial(self._windows, first, step)), self._lowest)
         self._window: list[dict[str, Array]] = []
         self._save_is_due = False
@@ -157,9 +158,10 @@ class Recorder:
             f"interrupted after step {step:,}; the same command resumes after step {saved or 0:,}"
         )
 
-    def expect_another_nelbo(self) -> None:
-        """Forgets which NELBO is usual: the run goes on with other settings or images."""
+    def expect_another_nelbo(self, step: int) -> None:
+        """Forgets which NELBO is usual: after `step`, the run has other settings or images."""
         self._watch = Watch(lowest=self._lowest)
+        self._workdir.checkpoints.compare_after(step)
 
     def settle(self, step: int) -> None:
         """Waits for the save under way; if it fails, the log says so, and the run goes on."""

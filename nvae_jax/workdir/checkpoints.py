@@ -13,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from nvae_jax.errors import ConfigError, writing
+from nvae_jax.errors import ConfigError, require, writing
 from nvae_jax.processes import decided, failing_together
 from nvae_jax.workdir.integrity import (
     METADATA,
@@ -48,11 +48,17 @@ class Checkpoints:
     Args:
       folder: on a disk or in a bucket.
       keep: which of them to keep.
+
+    Raises:
+      ConfigError: there is a file of that name.
     """
 
     def __init__(self, folder: epath.Path, keep: Keep = Keep()):  # noqa: B008 - it is frozen
+        is_folder = folder.is_dir() or not folder.exists()
+        require("the folder of checkpoints", os.fspath(folder), is_folder, "a folder")
         self.folder = folder
         self._keep = keep
+        self._comparable_after = 0
         self._manager: ocp.CheckpointManager | None = None
         self._unverified: int | None = None  # the step of the last save, until it is verified
 
@@ -257,6 +263,13 @@ class Checkpoints:
         finally:
             self.abandon()
 
+    def compare_after(self, step: int) -> None:
+        """Has the best checkpoint be one after `step`, as soon as there is one that is validated.
+
+        The NELBO of those before it is of other settings or images.
+        """
+        self._comparable_after = step
+
     def abandon(self) -> None:
         """Ends Orbax's threads, whatever became of the save in progress."""
         manager, self._manager, self._unverified = self._manager, None, None
@@ -313,7 +326,7 @@ class Checkpoints:
         return sorted(set(steps) - self._keep.chosen(steps, self._nelbo(steps)))
 
     def _nelbo(self, steps: list[int]) -> dict[int, float]:
-        """The validation NELBO of those checkpoints that have one."""
+        """The validation NELBO of those checkpoints that have one and can be compared."""
         if not self._keep.best:
             return {}
         found = {}
@@ -322,7 +335,8 @@ class Checkpoints:
                 metadata = read_json(self.folder / str(step) / "metadata")
                 if NELBO in metadata:
                     found[step] = metadata[NELBO]
-        return found
+        comparable = {s: nelbo for s, nelbo in found.items() if s > self._comparable_after}
+        return comparable or found
 
     def _reading(self, step: int) -> contextlib.AbstractContextManager[None]:
         return reading_checkpoint(self.folder / str(step))
