@@ -60,10 +60,22 @@ read_program_flags() {
   config=$(program_flag config "$@")
   workdir=$(program_flag workdir "$@")
   workdir=${workdir%/}
-  [[ $config ]] || refuse "no --config among the program's flags, which come after --"
-  [[ -f ${config%%:*} || -f configs/${config%%:*}.py ]] ||
-    refuse "--config is '$config', which is neither a file in $PWD nor a name in configs/"
+  if [[ $config ]]; then
+    [[ -f ${config%%:*} || -f configs/${config%%:*}.py ]] ||
+      refuse "--config is '$config', which is neither a file in $PWD nor a name in configs/"
+  else
+    holds_run || refuse "no --config among the program's flags, which come after --, and" \
+      "--workdir is '$workdir', which holds no run to go on with"
+  fi
   [[ $workdir ]] || refuse "no --workdir among the program's flags, which come after --"
+}
+
+# Whether the work directory has a saved configuration; of a bucket the program says so itself.
+holds_run() {
+  case $workdir in
+    *://*) ;;
+    *) [[ -e $workdir/config.json ]] ;;
+  esac
 }
 
 # The program writes this file as its last act, and nothing else does.

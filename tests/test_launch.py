@@ -56,6 +56,7 @@ def test_help_names_every_option(stubs, script):
     [
         ("local.sh", ["--", "--workdir", "x"], "no --config"),
         ("local.sh", ["--", *CONFIG], "no --workdir"),
+        ("slurm.sh", ["--gpus=1", "--", "--workdir=x"], "--workdir is 'x', which holds no run"),
         ("local.sh", ["--", "--config=configs/cats.py", "--workdir=x"], "configs/cats.py"),
         ("local.sh", ["--processes", "two", "--", *CONFIG, "--workdir=x"], "--processes is 'two'"),
         ("local.sh", ["--processes=0", "--", *CONFIG, "--workdir=x"], "--processes is 0"),
@@ -82,6 +83,19 @@ def test_what_cannot_work_is_refused_before_anything_runs(stubs, script, args, m
     assert result.returncode == 2
     assert message in result.stderr
     assert stubs.calls == stubs.lines("starts") == []
+
+
+def test_a_run_that_exists_needs_no_configuration(stubs):
+    folder = str(stubs.run_folder)
+    stubs.run_folder.mkdir()
+    options = ["--dry-run", "--python", "python", "--", "--workdir", folder]
+    assert "holds no run to go on with" in stubs.launch("local.sh", *options).stderr
+    (stubs.run_folder / "config.json").touch()
+    result = stubs.launch("local.sh", *options)
+    assert result.stdout == f"python -m nvae_jax.main --workdir {folder}\n"
+    # Whether a bucket holds a run is for the program to say.
+    result = stubs.launch("tpu.sh", "run", *TPU, "--dry-run", "--", "--workdir=gs://bucket/run")
+    assert result.returncode == 0
 
 
 def test_local_dry_run(stubs):
