@@ -11,7 +11,9 @@ import goldens
 import jax
 import numpy as np
 import pytest
+from commands import QUICKLY_COMPILED, Commands
 from official_models import ARGS, exported
+from PIL import Image
 
 from configs import ffhq256
 from nvae_jax.config.changes import changes
@@ -295,6 +297,37 @@ def test_a_run_is_never_overwritten(golden, tmp_path, monkeypatch, capsys):
         run(monkeypatch, path, target)
     assert "allowed: a new folder, which holds no run" in capsys.readouterr().err
     assert json.loads((target / "config.json").read_text()) == before
+
+
+def test_an_interrupted_import_is_no_run_and_is_made_again(golden, tmp_path, monkeypatch):
+    path, target = tmp_path / "checkpoint.pt", tmp_path / "run"
+    args, state_dict = golden
+    write(path, state_dict, args)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workdir, "save_config", stop)
+        with pytest.raises(SystemExit):
+            run(patch, path, target)
+    assert not Workdir(target).has_config()
+    run(monkeypatch, path, target)
+    assert Workdir(target).has_config()
+    assert len(Workdir(target).checkpoints.steps()) == 1
+
+
+def test_an_imported_checkpoint_is_sampled_without_its_dataset(golden, tmp_path, monkeypatch):
+    args, state_dict = golden
+    run(monkeypatch, write(tmp_path / "checkpoint.pt", state_dict, args), tmp_path / "run")
+    one = "--xla_force_host_platform_device_count=1"
+    commands = Commands(tmp_path, XLA_FLAGS=one, TFDS_DATA_DIR=str(tmp_path / "nothing"))
+    arguments = ["--mode=sample", "--workdir=run", "--num_images=2", "--batch_size=2"]
+    outcome = commands.run("nvae_jax.main", *arguments, before=QUICKLY_COMPILED)
+    commands.close()
+    assert outcome.code == 0, outcome.stderr
+    with Image.open(tmp_path / "run" / "sample" / "samples.png") as picture:
+        assert np.asarray(picture).std() > 1
 
 
 def test_every_official_dataset_is_one_of_ours():

@@ -87,6 +87,7 @@ def exhibits(model: TrainedModel, draws: int) -> Iterator[Exhibit]:
     # From all over the split, whose first images may be similar to each other.
     chosen = np.linspace(0, len(model.dataset.test) - 1, 8).astype(int)
     images = tuple(f"test:{i}" for i in chosen)
+    scored = min(_SCORED, len(model.dataset.test))
     yield Exhibit(
         "Likelihood of the test split",
         EvaluateOptions(),
@@ -95,8 +96,8 @@ def exhibits(model: TrainedModel, draws: int) -> Iterator[Exhibit]:
     )
     yield Exhibit(
         "Importance-weighted bound",
-        EvaluateOptions(draws=draws, images=_SCORED),
-        f"The bound on the log-likelihood of the first {_SCORED} test images against the number of "
+        EvaluateOptions(draws=draws, images=scored),
+        f"The bound on the log-likelihood of the first {scored} test images against the number of "
         "draws.",
         (f"pictures/evaluate_test_{draws}_bounds.png",),
     )

@@ -12,6 +12,8 @@ from nvae_jax.errors import reading, require, writing
 
 T = TypeVar("T")
 
+_PART = ".part"  # what the name of a file ends with that is being written
+
 
 def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table for the terminal: the first column flush left, the others flush right."""
@@ -35,18 +37,23 @@ def check_file(option: str, path: str | None) -> None:
       path: the file; None: the option is not given.
 
     Raises:
-      ConfigError: the file's folder does not exist.
+      ConfigError: the file's folder does not exist or cannot be written to, or the file is a
+        folder.
     """
     if path is not None:
         folder = os.path.dirname(os.path.abspath(path))
         require(option, path, os.path.isdir(folder), "a file in a folder that exists")
+        require(option, path, not os.path.isdir(path), "a file, and no folder")
+        with writing(path):
+            open(path + _PART, "w").close()
+            os.remove(path + _PART)
 
 
 def check_picture(option: str, path: str | None) -> None:
     """As `check_file`, for a picture.
 
     Raises:
-      ConfigError: the file's folder does not exist, or matplotlib cannot draw such a file.
+      ConfigError: the file cannot be written, or matplotlib cannot draw such a file.
     """
     check_file(option, path)
     if path is not None:
@@ -64,9 +71,9 @@ def write_text(path: str, text: str) -> None:
       ConfigError: it cannot be written.
     """
     with writing(path):
-        with open(path + ".part", "w", encoding="utf-8") as file:
+        with open(path + _PART, "w", encoding="utf-8") as file:
             file.write(text)
-        os.replace(path + ".part", path)
+        os.replace(path + _PART, path)
 
 
 def write_json(path: str, value: Any) -> None:

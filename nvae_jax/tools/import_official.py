@@ -144,9 +144,13 @@ def main() -> None:
         require("--workdir", args.workdir, empty, "a new folder, which holds no run")
         run, state = import_checkpoint(args.checkpoint)
         step = int(state.step)
-        workdir.save_config(run.to_dict())
-        with contextlib.closing(workdir.checkpoints) as checkpoints:
+        with workdir.locked(), contextlib.closing(workdir.checkpoints) as checkpoints:
+            checkpoints.remove_unfinished()
+            checkpoints.set_aside(checkpoints.steps())  # of an import that was interrupted
             checkpoints.save(step, state, {"step": step})
+            checkpoints.wait()
+            # Last, for it makes the folder that of a run.
+            workdir.save_config(run.to_dict())
         number = sum(x.size for x in jax.tree.leaves(state.params))
         workdir.log(f"imported {args.checkpoint}: {number:,} parameters at step {step:,}")
 
