@@ -86,11 +86,25 @@ def parse_flags(argv: list[str], positional: bool = False) -> list[str]:
         return rest
     # A configuration file is a program of the user's, which raises all kinds of exceptions.
     except Exception as error:
-        # ml_collections wraps errors in errors, and a KeyError's text is its message in quotes.
-        message: object = error
-        while isinstance(message, AttributeError | KeyError) and message.args:
-            message = message.args[0]
-        refuse(message)
+        refuse(_what_is_wrong(error))
+
+
+_OF_THE_FILE = ": Error whilst parsing config file"
+
+
+def _what_is_wrong(error: BaseException) -> object:
+    """The message of an error of absl, ml_collections or a configuration file."""
+    flag, of_file, _ = str(error).partition(_OF_THE_FILE)
+    # The text of such an error has the whole traceback of the one that the file has raised.
+    while _OF_THE_FILE[2:] in str(error) and error.__context__ is not None:
+        error = error.__context__
+    if of_file and not isinstance(error, ConfigError):
+        return f"{flag}: {type(error).__name__}: {error}"
+    message: object = error
+    # ml_collections wraps errors in errors, and a KeyError's text is its message in quotes.
+    while isinstance(message, AttributeError | KeyError) and message.args:
+        message = message.args[0]
+    return message
 
 
 def define_flags(modes: Mapping[str, type], values: flags.FlagValues = flags.FLAGS) -> None:
@@ -145,8 +159,12 @@ def read_flags(
             )
         values[name] = parse(kinds[name], value, name) if isinstance(value, str) else value
     for field in dataclasses.fields(cls):
-        if field.default is field.default_factory is dataclasses.MISSING:
-            require(field.name, None, field.name in values, f"a value; mode {mode} needs it")
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if required and field.name not in values:
+            raise ConfigError(
+                f"--{field.name} is missing, which mode {mode} requires; allowed: "
+                f"{_field_texts(cls).get(field.name, 'a value')}"
+            )
     return cls(**values)
 
 

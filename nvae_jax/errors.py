@@ -41,7 +41,8 @@ def reading(
       *broken: what the code inside raises, beside `OSError`, when the file is not what it has to
         be.
     """
-    kinds: tuple[type[Exception], ...] = (OSError, *broken)
+    # RecursionError: JSON that is nested too deeply.
+    kinds: tuple[type[Exception], ...] = (OSError, RecursionError, *broken)
     try:
         yield
     except ConfigError:
@@ -85,9 +86,32 @@ def importing(package: str, what: str) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def refusing_exhausted(what: str, allowed: str) -> Iterator[None]:
+    """Turns the errors of the host or a device whose memory is too small into a ConfigError.
+
+    Args:
+      what: requires the memory.
+      allowed: what would require less.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        cause = reason(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+        raise ConfigError(
+            f"{what} does not fit the memory ({cause}); allowed: {allowed}"
+        ) from error
+
+
 def reason(error: BaseException) -> str:
     """What an error says, without the file name that the message around it has."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if "allow_pickle" in str(error):  # NumPy's advice, which no option of ours follows
+        return "it holds no plain arrays"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     # Pillow names what it was given, not the file.
     return re.sub(r" <_io\.[^>]*>", "", str(error)) or type(error).__name__

@@ -35,7 +35,7 @@ from typing import Any
 import flax
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 import nvae_jax
 from nvae_jax.command_line import (
@@ -47,16 +47,21 @@ from nvae_jax.command_line import (
     parse_flags,
     read_flags,
 )
-from nvae_jax.compilation import give_back_after_compiling, keep_compiled_programs
+from nvae_jax.compilation import (
+    give_back_after_compiling,
+    keep_compiled_programs,
+    leaving_promptly,
+)
 from nvae_jax.config.overrides import FIELDS, OVERRIDE, check_name, parse_overrides, with_overrides
 from nvae_jax.config.run import PLACES, RunConfig, read_run
 from nvae_jax.data.prepare import prepare
-from nvae_jax.errors import require
+from nvae_jax.errors import refusing_exhausted, require
 from nvae_jax.evaluation.trained import open_run
 from nvae_jax.modes.table import MODES
 from nvae_jax.packaged import find_config, packaged_names
 from nvae_jax.processes import Preemption, connect
 from nvae_jax.training.loop import train
+from nvae_jax.user_cache import keep_libraries_out_of_here
 from nvae_jax.workdir import Workdir
 
 
@@ -89,6 +94,8 @@ _ABOUT |= {
     mode: (sys.modules[do.__module__].__doc__ or "").splitlines()[0].partition(": ")[2].rstrip(".")
     for mode, (_, do) in MODES.items()
 }
+# Options on which the memory depends that a mode requires.
+_SIZES = ("batch_size", "draws_at_once", "num_images", "images", "steps", "samples", "variations")
 
 # Fields of the configuration that could be mistaken for options.
 _ELSEWHERE = {
@@ -118,7 +125,7 @@ _DISTRIBUTED = flags.DEFINE_bool(
 _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
     "heartbeat_timeout", 60, "Seconds of silence after which a process counts as dead."
 )
-_FIELDS: list[str] = []  # arguments `--config.section.field=value` beside no `--config`
+_FIELDS: list[str] = []  # arguments `--config.section.field=value` that absl does not parse
 define_flags(_OPTIONS)
 
 
@@ -127,7 +134,7 @@ def main(argv: list[str]) -> None:
     del argv
     preemption = Preemption() if _MODE.value == "train" else None
     logging.set_verbosity(logging.WARNING)
-    with door():
+    with leaving_promptly(), door():
         signal.pthread_sigmask(signal.SIG_UNBLOCK, Preemption.SIGNALS)
         mode = _MODE.value
         options = read_flags(mode, _OPTIONS, flags.FLAGS.flag_values_dict(), _ELSEWHERE)
@@ -137,6 +144,7 @@ def main(argv: list[str]) -> None:
         unused = run is not None and _RESULTS.value is not None
         require("--results", _RESULTS.value, not unused, f"other modes than {mode}")
         require("--results", _RESULTS.value, _RESULTS.value != "", "a folder")
+        keep_libraries_out_of_here()
         keep_compiled_programs()
         give_back_after_compiling()
         alone = not (_DISTRIBUTED.value or _COORDINATOR.value)
@@ -155,7 +163,10 @@ def main(argv: list[str]) -> None:
             places, results = _places(mode), _RESULTS.value
             model = open_run(str(_WORKDIR.value), places=places, results=results)
             model.workdir.check_writable()
-            do(model, options)
+            sizes = [name for name in _SIZES if hasattr(options, name)]
+            less = f"less of {', '.join(f'--{name}' for name in sizes)}"
+            with refusing_exhausted(f"mode {mode}", less):
+                do(model, options)
         elif mode == "prepare":
             prepare(run.data)
         else:
@@ -167,11 +178,13 @@ def main(argv: list[str]) -> None:
 def _run() -> RunConfig:
     """The run that the configuration describes, or the saved one with other values of fields."""
     if _CONFIG.value is not None:
-        return read_run(_CONFIG.value)
-    allowed = "a configuration, or --workdir of a run that exists"
-    saved = _WORKDIR.value is not None and Workdir(_WORKDIR.value).has_config()
-    require("--config", None, saved, allowed)
-    settings = Workdir(str(_WORKDIR.value)).load_config()
+        settings = _CONFIG.value
+        settings = settings.to_dict() if isinstance(settings, ConfigDict) else settings
+    else:
+        allowed = "a configuration, or --workdir of a run that exists"
+        saved = _WORKDIR.value is not None and Workdir(_WORKDIR.value).has_config()
+        require("--config", None, saved, allowed)
+        settings = Workdir(str(_WORKDIR.value)).load_config()
     return read_run(with_overrides(settings, parse_overrides(_FIELDS)))
 
 
@@ -179,7 +192,7 @@ def _places(mode: str) -> dict[str, Any]:
     """Where the command line says that a run's data is now."""
     given = parse_overrides(_FIELDS)
     if _CONFIG.value is not None:
-        given = config_flags.get_override_values(flags.FLAGS["config"])
+        given |= config_flags.get_override_values(flags.FLAGS["config"])
     places = {f"data.{name}": name for name in PLACES}
     for name, value in given.items():
         allowed = f"{', '.join(places)}: mode {mode} has all other fields from the run"
@@ -246,7 +259,8 @@ def _parse(argv: list[str]) -> list[str]:
         for field in fields:
             check_name(re.sub(r"^--?config\.|=.*$", "", field, flags=re.DOTALL))
     if any(re.match(r"--?config(=|$)", argument) for argument in argv):
-        return parse_flags(argv)
+        # A size is an int or a pair, where a field of a ConfigDict has one type.
+        fields = [field for field in fields if re.match(r"--?config\.data\.size=", field)]
     # Without a configuration, they are fields of the saved one.
     _FIELDS.extend(re.sub("^--?", "--", field) for field in fields)
     return parse_flags([argument for argument in argv if argument not in fields])

@@ -54,6 +54,7 @@ SLOW = {
     "test_likelihood",
     "test_loading",
     "test_loop",
+    "test_main",
     "test_neighbors",
     "test_nvae",
     "test_operations",

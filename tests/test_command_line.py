@@ -51,7 +51,7 @@ def test_flags_that_are_given_are_the_options():
     ("given", "message"),
     [
         ({"saw_angle": "3"}, "--saw_angle is not an option of mode paint; allowed: paint_colors"),
-        ({}, "paint_colors is None; allowed: a value; mode paint needs it"),
+        ({}, "--paint_colors is missing, which mode paint requires; allowed: one or more, by com"),
         ({"paint_colors": "red", "paint_coats": "0"}, "paint_coats is 0; allowed: 1 to 1000000000"),
         ({"paint_colors": "red", "paint_tool": "mop"}, "paint_tool is 'mop'; allowed: brush, roll"),
         ({"paint_colors": "red", "seed": "-1"}, "seed is -1; allowed: 0 to"),

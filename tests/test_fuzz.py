@@ -9,6 +9,7 @@ import pytest
 from commands import Commands
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny import make_run
 
 from configs import default
 from nvae_jax import main
@@ -143,12 +144,19 @@ def test_options_are_those_of_the_mode_or_refused(data):
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory):
-    commands = Commands(tmp_path_factory.mktemp("fuzz"))
+    folder = tmp_path_factory.mktemp("fuzz")
+    make_run(folder / "run")
+    commands = Commands(folder)
     yield commands
     commands.close()
 
 
-STOP = "import nvae_jax.training.loop as l; l.train = lambda run, *_: print('a plan', flush=True)"
+PLAN = """
+import nvae_jax.training.loop as loop, nvae_jax.modes.table as table, nvae_jax.data.prepare as data
+plan = lambda *_: print("a plan", flush=True)
+loop.train = data.prepare = plan
+table.MODES.update({mode: (options, plan) for mode, (options, _) in table.MODES.items()})
+"""
 
 
 @settings(FUZZ, max_examples=max(6, EXAMPLES // 8))
@@ -156,15 +164,22 @@ STOP = "import nvae_jax.training.loop as l; l.train = lambda run, *_: print('a p
 def test_command_lines_are_plans_or_refused(commands, data):
     config = os.path.join(os.path.dirname(os.path.dirname(__file__)), "configs", "digits.py")
     word = WORDS.filter(lambda text: "\0" not in text and not text.startswith("@"))
+    mode = data.draw(st.sampled_from(sorted(main._OPTIONS)))
+    trains = mode in ("train", "prepare")
+    fields = [f"config.{s}.{f}" for s in FIELDS for f in FIELDS[s]]
+    own = names_of(main._OPTIONS[mode]) or ["mode"]
     name = st.one_of(
-        st.sampled_from([f"config.{s}.{f}" for s in FIELDS for f in FIELDS[s]]),
-        st.sampled_from(["workdir", "mode", "seed", "batch_size", "results", "config"]),
+        st.sampled_from(fields if trains else own),
+        st.sampled_from(own),
+        st.sampled_from(["workdir", "mode", "seed", "batch_size", "results", "config", *fields]),
         word,
     )
-    pairs = data.draw(st.lists(st.tuples(name, st.one_of(word, st.just("4"))), max_size=3))
-    arguments = [f"--config={config}", "--workdir=new"]
+    value = st.one_of(word, INTEGERS.map(str), st.sampled_from(["4", "1,2", "test:0", "vary"]))
+    pairs = data.draw(st.lists(st.tuples(name, value), max_size=3))
+    arguments = [f"--mode={mode}"]
+    arguments += [f"--config={config}", "--workdir=new"] if trains else ["--workdir=run"]
     arguments += [f"--{key}={value}" for key, value in pairs if not key.startswith("help")]
-    outcome = commands.run("nvae_jax.main", *arguments, before=STOP)
+    outcome = commands.run("nvae_jax.main", *arguments, before=PLAN)
     assert "Traceback" not in outcome.stderr
     if outcome.code == 0:
         assert "a plan" in outcome.stdout

@@ -9,8 +9,9 @@ from tiny import ONE_DEVICE, make_run
 
 from nvae_jax.data.sources import data_config
 from nvae_jax.errors import ConfigError
-from nvae_jax.evaluation.inputs import fixed_split, load_images
+from nvae_jax.evaluation.inputs import fixed_split, load_images, with_images
 from nvae_jax.evaluation.trained import open_run
+from nvae_jax.modes.edit import EditOptions
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,14 @@ def test_names_stand_for_examples_binarised_once_and_for_all(model):
     levels = model.dataset.train[2] / 255
     assert (x[3][levels == 0] == 0).all()
     assert (x[3][levels == 1] == 1).all()
+
+
+@pytest.mark.parametrize(("number", "last"), [(1, 0), (3, 2), (8, 7), (20, 7)])
+def test_without_names_the_first_test_images_are_meant(number, last):
+    model = types.SimpleNamespace(dataset=types.SimpleNamespace(test=range(number)))
+    assert with_images(model, EditOptions("vary"), 8).images == (f"test:0-{last}",)
+    named = EditOptions("vary", ("me.png",))
+    assert with_images(model, named, 8) is named
 
 
 def test_a_file_is_cut_scaled_and_gets_the_border(model, tmp_path):

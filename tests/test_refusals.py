@@ -27,6 +27,9 @@ TRAIN = [
     (["--config={there}", NEW], "{there}"),
     (["--config={there}/broken.py", NEW], "broken.py"),
     (["--config={there}/raises.py", NEW], "no such thing"),
+    (["--config={root}/configs/image_folder.py:tpu", NEW], "'image_folder.py:tpu'; allowed: cpu32"),
+    (["--config={there}/value_error.py", NEW], "value_error.py: ValueError: no such value"),
+    (["--config={there}/type_error.py", NEW], "type_error.py: TypeError: "),
     ([DIGITS, NEW, "stray"], "stray"),
     ([DIGITS, NEW, "--nonsense=1"], "nonsense"),
     ([DIGITS, NEW, "--mode=dream"], "dream"),
@@ -48,7 +51,10 @@ TRAIN = [
     ([RUN, "--config.training.seed"], "section.field=value"),
     ([RUN, "--config.training.seed=often"], "training.seed is 'often'"),
     (["--workdir={there}/garbled"], "{there}/garbled/config.json"),
+    (["--workdir={there}/nested"], "{there}/nested/config.json"),
+    (["--workdir={there}/blocked"], "{there}/blocked/checkpoints"),
     (["--workdir={there}/unknown"], "model.depth is unknown"),
+    ([DIGITS, NEW, "--config.data.size=16"], "data.size is 16, but digits has no such option"),
     ([DIGITS, NEW, "--config.training.seed=often"], "often"),
     ([DIGITS, NEW, "--config.training.batch_size=0"], "training.batch_size is 0"),
     ([DIGITS, NEW, "--config.training.batch_size=4096"], "training.batch_size is 4096"),
@@ -79,6 +85,9 @@ TRAIN = [
     ([FOLDER, NEW, "--config.data.path={there}/single"], "data.path is "),
     ([FOLDER, NEW, "--config.data.path={there}/single", "--config.data.size=50"], "(50, 50, 3)"),
     ([FOLDER, NEW, "--config.data.path={there}/single", "--config.data.fit=bend"], "'bend'"),
+    ([FOLDER, NEW, "--config.data.path=x", "--config.data.size=48,50"], "(48, 50, 3)"),
+    ([FOLDER, NEW, "--config.data.path=x", "--config.data.size=8,8,8"], "a list of 2: int, int"),
+    ([FOLDER, NEW, "--config.data.path=x", "--config.data.size=wide"], "data.size is 'wide'"),
     ([ARRAYS, NEW, "--config.data.path={there}/absent.npz"], "{there}/absent.npz"),
     ([ARRAYS, NEW, "--config.data.path={there}/file"], "{there}/file"),
     ([ARRAYS, NEW, "--config.data.path={there}/empty"], "train.npy"),
@@ -114,13 +123,16 @@ OF_ALL_MODES = [
     (["--workdir={there}/empty"], "{there}/empty"),
     (["--workdir={there}/file"], "{there}/file"),
     (["--workdir={there}/garbled"], "{there}/garbled/config.json"),
+    (["--workdir={there}/nested"], "{there}/nested/config.json"),
+    (["--workdir={there}/blocked"], "{there}/blocked/checkpoints"),
     (["--workdir={there}/unknown"], "model.depth is unknown"),
     (["--workdir={there}/untrained"], "{there}/untrained/checkpoints"),
     (["--workdir={there}/torn"], "{there}/torn/checkpoints/7"),
     ([RUN, "--config.data.path={there}"], "config.data.path is '{there}'"),
     ([RUN, "--batch_size=few"], "batch_size is 'few'"),
     ([RUN, "--seed=-1"], "seed is -1"),
-    ([RUN, "--results={there}/file/below"], "{there}/file/below"),
+    ([RUN, "--results={there}/file/below"], "{there}/file/below cannot be written"),
+    ([RUN, "--results={there}/file"], "--results is '{there}/file'; allowed: a folder"),
     ([RUN, "--accept_changes"], "--accept_changes is not an option of mode"),
     ([RUN, "--config.model.num_groups=3"], "config.model.num_groups is 3; allowed: data.path"),
     ([RUN, DIGITS, "--config.training.seed=3"], "config.training.seed is 3; allowed: data.path"),
@@ -140,7 +152,8 @@ OF_ONE_MODE = [
     ("encode", ["--images=test:5000"], "images is 'test:5000'"),
     ("encode", ["--images={there}/absent.png"], "{there}/absent.png"),
     ("encode", ["--images={there}/damaged/b.png"], "{there}/damaged/b.png"),
-    ("decode", [], "latents"),
+    ("decode", [], "--latents is missing, which mode decode requires; allowed: an .npz file"),
+    ("decode", ["--latents={there}/array.npz"], "array.npz', which cannot be read (it is an .npy"),
     ("decode", ["--latents={there}/absent.npz"], "{there}/absent.npz"),
     ("decode", ["--latents={there}/file"], "{there}/file"),
     ("decode", ["--latents={there}/latents.npz"], "{there}/latents.npz"),
@@ -148,6 +161,7 @@ OF_ONE_MODE = [
     ("interpolate", ["--steps=1"], "steps is 1"),
     ("edit", [], "operation"),
     ("edit", ["--operation=inpaint", "--region=0,0,99,1"], "region is (0, 0, 99, 1)"),
+    ("edit", ["--operation=inpaint", "--region=3,3,0,5"], "region is (3, 3, 0, 5)"),
     ("neighbors", ["--nearest=5000"], "nearest is 5000"),
     ("fid", [], "weights"),
     ("fid", ["--weights={there}/absent.pb"], "{there}/absent.pb"),
@@ -175,13 +189,25 @@ TOOLS = [
     ("benchmark", [DIGITS, "--config.training.batch_size=many"], "'many'"),
     ("benchmark", [DIGITS, "--config.model.num_groups=0"], "model.num_groups is 0"),
     ("benchmark", ["--compare", "{there}/absent.json"], "{there}/absent.json"),
+    ("benchmark", [DIGITS, "--json={there}/absent/x.json"], "{there}/absent/x.json"),
+    ("benchmark", [DIGITS, "--json={there}/empty"], "{there}/empty"),
     ("aot", ["--config={there}/absent.py", "--topology=v5e:2x4"], "{there}/absent.py"),
     ("aot", [DIGITS, "--topology=v5e:2x4", "--config.model.num_groups=0"], "model.num_groups is 0"),
     ("costs", ["{there}/absent.json"], "{there}/absent.json"),
+    ("aot", [DIGITS, "--json={there}/absent/x.json"], "{there}/absent/x.json"),
+    ("aot", [DIGITS, "--json={there}/empty"], "{there}/empty"),
     ("costs", [DIGITS, "--config.model.depth=3"], "depth"),
     ("compare", ["a={there}/absent", "--output={there}/x.png"], "{there}/absent"),
     ("compare", ["{there}/run", "--output={there}/x.png"], "{there}/run"),
+    ("compare", ["a={there}/run", "--output={there}/absent/x.png"], "{there}/absent/x.png"),
     ("gallery", ["{there}/absent"], "{there}/absent"),
+    ("gallery", ["{there}/run", "--output={there}/file"], "{there}/file/gallery/run"),
+    ("benchmark", [DIGITS, "--write_config=/proc/x.json"], "/proc/x.json cannot be written"),
+    ("benchmark", [DIGITS, "--picture={there}/absent/x.png"], "{there}/absent/x.png"),
+    ("costs", [DIGITS, "--json=/proc/x.json"], "/proc/x.json cannot be written"),
+    ("costs", ["{there}/absent.json", "--picture=/proc/x.png"], "/proc/x.png cannot be written"),
+    ("compare", ["a={there}/run", "--output={there}/empty"], "{there}/empty"),
+    ("import_official", ["{there}/file", "--workdir=/proc/new"], "{there}/file"),
     ("loading", ["--config={there}/absent.py"], "{there}/absent.py"),
 ]
 
@@ -193,6 +219,11 @@ def there(tmp_path_factory):
     for name in ("file", "file.json", "file.pb", "file.pth"):
         (there / name).write_text("neither an image nor a run")
     (there / "broken.py").write_text("def get_config(:")
+    for name in ("ValueError('no such value')", "TypeError('one argument')"):
+        path = there / f"{name.partition('Error')[0].lower()}_error.py"
+        path.write_text(f"def get_config():\n    raise {name}")
+    np.save(there / "array.npy", np.zeros(3))
+    (there / "array.npy").rename(there / "array.npz")
     (there / "raises.py").write_text("def get_config():\n    raise RuntimeError('no such thing')")
     (there / "arrays.py").write_text(
         "from configs import default\n\n\ndef get_config():\n"
@@ -208,9 +239,12 @@ def there(tmp_path_factory):
     np.savez(there / "latents.npz", values_00=np.zeros((1, 2, 2, 3), np.float32))
 
     run = make_run(there / "run")
-    for name in ("garbled", "unknown", "untrained", "torn"):
+    for name in ("garbled", "unknown", "untrained", "torn", "nested", "blocked"):
         shutil.copytree(run, there / name)
     (there / "garbled" / "config.json").write_text("{")
+    (there / "nested" / "config.json").write_text("[" * 100_000)
+    shutil.rmtree(there / "blocked" / "checkpoints")
+    (there / "blocked" / "checkpoints").write_text("a file")
     settings = json.loads((run / "config.json").read_text())
     changed = settings | {"model": settings["model"] | {"depth": 3}}
     (there / "unknown" / "config.json").write_text(json.dumps(changed))

@@ -67,10 +67,16 @@ def parse_value(text: str) -> Any:
 def with_overrides(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with other values of some fields, by dotted name.
 
+    Where there are fields of the data among them, the shape and the border of the model's images
+    follow from the data anew.
+
     Raises:
       ConfigError: a section is not one of fields. Unknown names are left for `read_run` to find.
     """
     changed = dict(settings)
+    if any(name.startswith("data.") for name in overrides):
+        derived = {"model.image_shape": None, "model.border": None}
+        overrides = derived | dict(overrides)
     for name, value in overrides.items():
         section, field = name.split(".")
         fields = changed.get(section, {})

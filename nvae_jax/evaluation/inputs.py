@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +20,8 @@ from nvae_jax.image_spec import ImageSpec
 
 SPLITS = ("train", "test")
 _SLACK = 1e-5  # beyond 0 and 1, from rounding
+
+T = TypeVar("T", bound=Any)
 
 
 def fixed_split(dataset: Dataset, split: str) -> Source:
@@ -52,6 +54,20 @@ class _FixedCrops:
 def read_pixels(image: ImageSpec, source: Source, index: np.ndarray) -> np.ndarray:
     """Evaluation pixels (N, H, W, C) of the examples of a split at the positions `index` (N,)."""
     return _pixels(image, read_many(source, index), index)
+
+
+def with_images(model: TrainedModel, options: T, number: int) -> T:
+    """The options of a mode, which name the images that it looks at.
+
+    Args:
+      model: the model.
+      options: with a field `images`, as `load_images` reads it, or None.
+      number: how many images of the test split they are then, or all if they are fewer.
+    """
+    if options.images is not None:
+        return options
+    last = min(number, len(model.dataset.test)) - 1
+    return dataclasses.replace(options, images=(f"test:0-{last}",))
 
 
 def load_images(model: TrainedModel, names: Sequence[str], field: str) -> np.ndarray:

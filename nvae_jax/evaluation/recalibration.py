@@ -76,7 +76,7 @@ def _finite(batch_stats: Any) -> Any:
     if broken:
         raise FloatingPointError(
             f"recalibrated statistics are not finite in {len(broken)} layers, {broken[0]} among "
-            "them; a lower temperature, or the running statistics, may do"
+            "them; a lower --temperature, or no --recalibrate, may do"
         )
     return batch_stats
 

@@ -13,7 +13,7 @@ from jax import Array, lax
 
 from nvae_jax.command_line import validate
 from nvae_jax.errors import require
-from nvae_jax.evaluation.inputs import load_images
+from nvae_jax.evaluation.inputs import load_images, with_images
 from nvae_jax.evaluation.latents import (
     Space,
     chosen_groups,
@@ -36,7 +36,8 @@ class EditOptions:
     Attributes:
       operation: mix the scales of an image and the next; vary groups; attribute, add a direction;
         inpaint a region
-      images: test:3, train:0-7 or image files, separated by commas
+      images: test:3, train:0-7 or image files, separated by commas; the first 8 of the test
+        split by default
       space: latents, or noise: the same relative to the groups above
       scales: numbers of scales to vary or to move, from the coarsest, 0; all by default
       groups: numbers of groups to vary or to move, from the top, 0; all by default
@@ -55,7 +56,7 @@ class EditOptions:
     """
 
     operation: Literal["mix", "vary", "attribute", "inpaint"]
-    images: tuple[str, ...] = ("test:0-7",)
+    images: tuple[str, ...] | None = None
     space: Space = "latents"
     scales: tuple[int, ...] | None = None
     groups: tuple[int, ...] | None = None
@@ -102,6 +103,7 @@ def edit(model: TrainedModel, options: EditOptions) -> np.ndarray:
         "attribute": attribute,
         "inpaint": inpaint,
     }
+    options = with_images(model, options, 8)
     x = load_images(model, options.images, "images")
     rows = operations[options.operation](model, x, options)
     name = f"edit/{options.name or options.operation}"
@@ -188,8 +190,8 @@ def inpaint(model: TrainedModel, x: np.ndarray, options: EditOptions) -> np.ndar
     config = model.config
     height, width, _ = config.image.inner_shape
     top, left, rows, columns = options.region or (0, 0, 0, 0)
-    inside = 0 <= top <= top + rows <= height and 0 <= left <= left + columns <= width
-    require("region", options.region, inside, f"within {height} x {width}")
+    inside = 0 <= top < top + rows <= height and 0 <= left < left + columns <= width
+    require("region", options.region, inside, f"1 pixel or more within {height} x {width}")
     unknown = np.zeros((1, height, width, 1), bool)
     unknown[:, top : top + rows, left : left + columns] = True
     unknown = config.image.with_border(unknown)

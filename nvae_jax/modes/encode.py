@@ -6,7 +6,7 @@ import dataclasses
 
 from nvae_jax.api import Run
 from nvae_jax.command_line import validate
-from nvae_jax.evaluation.inputs import load_images
+from nvae_jax.evaluation.inputs import load_images, with_images
 from nvae_jax.evaluation.trained import TrainedModel
 from nvae_jax.modes.results import save_arrays
 
@@ -16,14 +16,15 @@ class EncodeOptions:
     """Options of `encode`.
 
     Attributes:
-      images: test:3, train:0-7 or image files, separated by commas
+      images: test:3, train:0-7 or image files, separated by commas; the first 16 of the test
+        split by default
       posterior_temperature: multiplies the posterior's noise; 1 draws, 0 gives means
       seed: seeds the draws
       batch_size: images at a time on each device
       name: the name of what is written below encode/
     """
 
-    images: tuple[str, ...] = ("test:0-15",)
+    images: tuple[str, ...] | None = None
     posterior_temperature: float = 1.0
     seed: int = 0
     batch_size: int = 16
@@ -49,6 +50,7 @@ def encode(model: TrainedModel, options: EncodeOptions = EncodeOptions()) -> str
     Raises:
       ConfigError: there are no such images.
     """
+    options = with_images(model, options, 16)
     x = load_images(model, options.images, "images")
     latents = Run(model).encode(
         x,

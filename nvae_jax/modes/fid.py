@@ -32,6 +32,7 @@ from nvae_jax.modes.results import provenance, save_report
 from nvae_jax.parallel import replicated
 from nvae_jax.workdir.rows import Rows, read_rows
 
+_FEWEST = 10  # images that have a distance
 _MANIFOLD_IMAGES = 10_000  # that precision and recall look at, as their authors do
 
 
@@ -67,7 +68,8 @@ class FIDOptions:
 
     def __post_init__(self):
         validate(self, "num_images", "reference_images", "batch_size")
-        require("num_images", self.num_images, self.num_images >= 10, "10 or more")
+        few = self.num_images < _FEWEST
+        require("num_images", self.num_images, not few, f"{_FEWEST} or more")
         require("split", self.split, self.split in SPLITS, ", ".join(SPLITS))
 
 
@@ -152,6 +154,8 @@ def _reference_features(
         return fid_features(params, image.without_border(x))
 
     number = min(len(source), options.reference_images)
+    enough = f"splits and reference_images of {_FEWEST} or more"
+    require(f"images of the split {options.split}", number, number >= _FEWEST, enough)
     # Not the first ones: many splits are in the order of their classes.
     chosen = np.sort(np.random.default_rng(0).permutation(len(source))[:number])
     described = {

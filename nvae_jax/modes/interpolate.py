@@ -10,7 +10,7 @@ import numpy as np
 from nvae_jax.api import Run
 from nvae_jax.command_line import validate
 from nvae_jax.errors import require
-from nvae_jax.evaluation.inputs import load_images
+from nvae_jax.evaluation.inputs import load_images, with_images
 from nvae_jax.evaluation.latents import Space, prior_noise
 from nvae_jax.evaluation.trained import TrainedModel
 from nvae_jax.model import Latents
@@ -24,7 +24,7 @@ class InterpolateOptions:
 
     Attributes:
       images: test:3, train:0-7 or image files, separated by commas; the paths lead from
-        each to the next
+        each to the next; the first 8 of the test split by default
       samples: in place of images, how many paths between samples
       space: noise, spherical in the prior's standard-normal draws; or latents, linear in posterior
         means
@@ -39,7 +39,7 @@ class InterpolateOptions:
       name: the name of what is written below interpolate/
     """
 
-    images: tuple[str, ...] = ("test:0-7",)
+    images: tuple[str, ...] | None = None
     samples: int | None = None
     space: Space = "noise"
     steps: int = 9
@@ -77,6 +77,7 @@ def interpolate(
     """
     run = Run(model)
     if options.samples is None:
+        options = with_images(model, options, 8)
         x = load_images(model, options.images, "images")
         require("images", options.images, len(x) >= 2, "two images or more")
         ends = run.encode(

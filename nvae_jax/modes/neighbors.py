@@ -30,7 +30,7 @@ class NeighborsOptions:
 
     Attributes:
       num_images: how many samples, and images of the test split beside them
-      nearest: how many training images to find for each
+      nearest: how many training images to find for each; 5 by default, or all if they are fewer
       temperature: of the prior's noise; one number, one per scale or one per group, top-down
       seed: seeds the samples
       batch_size: images at a time on each device
@@ -38,7 +38,7 @@ class NeighborsOptions:
     """
 
     num_images: int = 16
-    nearest: int = 5
+    nearest: int | None = None
     temperature: tuple[float, ...] = (1.0,)
     seed: int = 0
     batch_size: int = 16
@@ -71,13 +71,15 @@ def neighbors(
         images.
     """
     train, test = fixed_split(model.dataset, "train"), fixed_split(model.dataset, "test")
-    require("nearest", options.nearest, options.nearest <= len(train), f"at most {len(train)}")
+    nearest = min(5, len(train)) if options.nearest is None else options.nearest
+    require("nearest", nearest, nearest <= len(train), f"at most {len(train)}")
+    options = dataclasses.replace(options, nearest=nearest)
     temperatures = group_temperatures(model.config, options.temperature)
     number = options.num_images
     batches = sample_batches(model, number, temperatures, options.seed, options.batch_size)
     samples = np.concatenate([images for _, images in batches])
     tested = _pixels(model, test, np.arange(min(number, len(test))))
-    found = find_nearest(model, np.concatenate([samples, tested]), train, options.nearest)
+    found = find_nearest(model, np.concatenate([samples, tested]), train, nearest)
 
     report: dict[str, Any] = provenance(model, options)
     columns = [samples[:, None]]

@@ -9,7 +9,7 @@ import numpy as np
 
 from nvae_jax.api import Run
 from nvae_jax.command_line import validate
-from nvae_jax.evaluation.inputs import load_images
+from nvae_jax.evaluation.inputs import load_images, with_images
 from nvae_jax.evaluation.latents import inputs_of, top_groups
 from nvae_jax.evaluation.trained import TrainedModel
 from nvae_jax.modes.results import save_rows
@@ -20,7 +20,8 @@ class ReconstructOptions:
     """Options of `reconstruct`.
 
     Attributes:
-      images: test:3, train:0-7 or image files, separated by commas
+      images: test:3, train:0-7 or image files, separated by commas; the first 8 of the test
+        split by default
       keep: how many groups or scales, from the top, to take from the image, one column each;
         the rest is drawn from the prior
       unit: what keep counts, scales or groups
@@ -31,7 +32,7 @@ class ReconstructOptions:
       name: the name of what is written below reconstruct/
     """
 
-    images: tuple[str, ...] = ("test:0-7",)
+    images: tuple[str, ...] | None = None
     keep: tuple[int, ...] | None = None
     unit: Literal["scales", "groups"] = "scales"
     posterior_temperature: float = 1.0
@@ -61,6 +62,7 @@ def reconstruct(
     Raises:
       ConfigError: there are no such images or groups.
     """
+    options = with_images(model, options, 8)
     x = load_images(model, options.images, "images")
     number = model.config.num_scales if options.unit == "scales" else model.config.total_groups
     keep = tuple(range(number + 1)) if options.keep is None else options.keep

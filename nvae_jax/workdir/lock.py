@@ -136,7 +136,7 @@ def _parse(file: epath.Path | int) -> Owner | None:
     try:
         text = os.pread(file, 2**16, 0) if isinstance(file, int) else file.read_bytes()
         return Owner(**json.loads(text))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 

@@ -76,8 +76,8 @@ def to_levels(images: np.ndarray) -> np.ndarray:
     """
     if not np.isfinite(images).all():
         raise FloatingPointError(
-            "images have pixels that are not finite; a lower temperature, or other batch-norm "
-            "statistics (recalibrate), may do"
+            "images have pixels that are not finite; a lower --temperature, or --recalibrate "
+            "where the mode has it, may do"
         )
     return np.round(255 * np.clip(images, 0, 1)).astype(np.uint8)
 
