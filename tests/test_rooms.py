@@ -21,9 +21,10 @@ ROOMS |= {room: {"errors"} for room in GROUND_FLOOR}
 ROOMS["workdir"] = {"errors", "processes"}
 ROOMS["command_line"] = {"errors", "fields"}
 ROOMS["model"] = {"errors", "fields", "image_spec"}
+ROOMS["objectives"] = ROOMS["model"] | {"model"}
 ROOMS["compilation"] = {"model", "user_cache", "memory"}  # which platform it is traced for
 ROOMS["data"] = {"errors", "fields", "image_spec", "user_cache", "memory"}
-ROOMS["config"] = ROOMS["data"] | {"data", "model"}
+ROOMS["config"] = ROOMS["data"] | {"data", "model", "objectives"}
 DEVICES = {"parallel", "compilation", "processes"}
 ROOMS["evaluation"] = ROOMS["config"] | DEVICES | {"config", "workdir"}
 ROOMS["training"] = ROOMS["evaluation"] | {"evaluation"}
@@ -51,6 +52,7 @@ PURE_TRAINING = ARRAYS | {
 PURE = {
     "nvae_jax/image_spec.py": {"jax", "numpy", "nvae_jax.errors"},
     "nvae_jax/model": ARRAYS | GROUND | {"nvae_jax.model"},
+    "nvae_jax/objectives": ARRAYS | GROUND | {"nvae_jax.model", "nvae_jax.objectives"},
     **{
         f"nvae_jax/training/{name}.py": PURE_TRAINING
         for name in ("guard", "objective", "regularizers", "optimizer", "state", "step", "metrics")
