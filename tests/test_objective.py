@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvae_jax.config.training import TrainingConfig
-from nvae_jax.model import ModelConfig, NVAEOutput
+from nvae_jax.model import ModelConfig, VAEOutput
 from nvae_jax.model.distributions import log_likelihood
 from nvae_jax.training.objective import (
     balance_kl,
@@ -116,7 +116,7 @@ def test_the_terms_add_up_to_the_loss():
     logits = 5 * jax.random.normal(key_logits, (3, 4, 4, 1))
     x = jax.random.bernoulli(key_x, shape=(3, 4, 4, 1)).astype(jnp.float32)
     kl = jax.random.uniform(key_kl, (3, 2))
-    output = NVAEOutput(
+    output = VAEOutput(
         logits,
         log_q=kl[:, 0],
         log_p=kl[:, 1],

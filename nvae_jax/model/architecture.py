@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from typing import Literal
+from typing import ClassVar, Literal
 
-from nvae_jax.errors import ConfigError, require
-from nvae_jax.fields import require_literals
-from nvae_jax.image_spec import ImageSpec
+from nvae_jax.model.vae import VAEConfig
 
 Remat = Literal["none", "cell", "group", "offload"]
 
@@ -68,7 +65,7 @@ _RANGES = {
     (1, 16): ("num_scales",),
     (0, 16): ("num_blocks",),
     (1, 1024): (
-        *("num_groups", "min_groups", "num_latents", "num_mixtures"),
+        *("num_groups", "min_groups", "num_latents"),
         *("preprocess_cells", "postprocess_cells"),
     ),
     (0, 1024): ("encoder_cells", "decoder_cells", "num_flows"),
@@ -76,23 +73,10 @@ _RANGES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The section `model`: the network and its likelihood (NVAE, §3 and appendix A).
+class ModelConfig(VAEConfig):
+    """The section `model` of an NVAE: the network (NVAE, §3 and appendix A)."""
 
-    In a configuration, `image_shape`, `border` and `likelihood` may be None: they then follow from
-    the data.
-
-    Raises:
-      ConfigError: a value is impossible; the message names the field.
-    """
-
-    # The images, and how they are scored.
-    image_shape: tuple[int, int, int]  # height, width, channels; border included
-    likelihood: Literal["bernoulli", "logistic_mixture", "normal"] = "logistic_mixture"
-    num_bits: int = 8  # bits per channel that are kept and modelled; logistic mixture only
-    num_mixtures: int = 10  # components of the logistic mixture
-    bins: Literal["exact", "official"] = "exact"  # official: bins that sum to more than 1 at 8 bits
-    border: int = 0  # pixels of padding on each side that the likelihood leaves out
+    name: ClassVar[str] = "nvae"
 
     # The latent scales, each half as large as the one before, and the groups of latents in each.
     num_scales: int = 1
@@ -124,38 +108,23 @@ class ModelConfig:
     unroll: bool | None = None  # the groups of a scale without a loop; None: on CPU only
 
     def __post_init__(self):
-        require_literals(self, "model.")
+        super().__post_init__()
         known = self.architecture in ARCHITECTURES
         self._require("architecture", known, f"one of {', '.join(ARCHITECTURES)}")
         for (least, most), names in _RANGES.items():
             for name in names:
-                self._require(name, least <= getattr(self, name) <= most, f"{least} to {most}")
-        self._check_image()
+                self._require_range(name, least, most)
+        height, width, _ = self.image_shape
+        divisor = 2 ** (self.num_blocks + self.num_scales - 1)
+        divides = not (height % divisor or width % divisor)
+        allowed = f"a height and width divisible by {divisor} = 2^(num_blocks + num_scales - 1)"
+        self._require("image_shape", divides, allowed)
         if self.one_group:
             self._require(
                 "decoder_channels",
                 self.decoder_channels == self.encoder_channels,
                 f"encoder_channels ({self.encoder_channels}) in a model of one group",
             )
-
-    def _check_image(self):
-        try:
-            height, width, _ = self.image.shape
-        except ConfigError as error:
-            raise ConfigError(f"model.{error}") from error
-        divisor = 2 ** (self.num_blocks + self.num_scales - 1)
-        divides = not (height % divisor or width % divisor)
-        allowed = f"a height and width divisible by {divisor} = 2^(num_blocks + num_scales - 1)"
-        self._require("image_shape", divides, allowed)
-
-    def _require(self, name: str, condition: bool, allowed: str):
-        require(f"model.{name}", getattr(self, name), condition, allowed)
-
-    @functools.cached_property
-    def image(self) -> ImageSpec:
-        """What the model's images are; it is of binary images if its likelihood is Bernoulli."""
-        binarize = self.likelihood == "bernoulli"
-        return ImageSpec(*self.image_shape, self.border, self.num_bits, binarize)
 
     @property
     def one_group(self) -> bool:
@@ -192,14 +161,9 @@ class ModelConfig:
         )
 
     @property
-    def total_groups(self) -> int:
-        """Groups of latents over all scales."""
-        return sum(scale.groups for scale in self.scales)
-
-    @property
-    def latent_dimensions(self) -> int:
-        """Latent variables per image, over all groups."""
-        return sum(math.prod(shape) for shape in self.latent_shapes)
+    def groups_per_scale(self) -> tuple[int, ...]:
+        """Groups of latents in each scale, the coarsest first."""
+        return tuple(scale.groups for scale in reversed(self.scales))
 
     @property
     def cells(self) -> Architecture:

@@ -18,6 +18,7 @@ from nvae_jax.model.convolution import Conv
 from nvae_jax.model.distributions import Normal, num_image_parameters
 from nvae_jax.model.flows import FlowPair
 from nvae_jax.model.tower import GROUP_INPUT, make_cell, scan_groups
+from nvae_jax.model.vae import draw
 
 
 @flax.struct.dataclass
@@ -85,7 +86,7 @@ class LatentGroup(nn.Module):
                 h = cell(h, train)
             prior_raw = _split(Conv(2 * config.num_latents, dtype=dtype, name="prior")(nn.elu(h)))
 
-        noise, terms = _draw(inputs.noise, (*h.shape[:-1], config.num_latents)), None
+        noise, terms = draw(inputs.noise, (*h.shape[:-1], config.num_latents)), None
         if inputs.tap is None:
             z = Normal.from_raw(*prior_raw, temperature=inputs.temperature).sample(noise)
             if inputs.latents is not None and inputs.given is not None:
@@ -114,14 +115,6 @@ class LatentGroup(nn.Module):
         log_p = prior.log_prob(z)
         kl = log_q - log_p if config.num_flows else posterior.kl(prior)
         return z, GroupTerms(kl.sum((1, 2)), log_q.sum((1, 2, 3)), log_p.sum((1, 2, 3)))
-
-
-def _draw(noise: Array, shape: tuple[int, ...]) -> Array:
-    if not jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):
-        return noise
-    if noise.ndim == 0:
-        return jax.random.normal(noise, shape)
-    return jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(noise)
 
 
 def _split(x: Array) -> tuple[Array, Array]:

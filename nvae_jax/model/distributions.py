@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, nn
 
-from nvae_jax.model.architecture import ModelConfig
+from nvae_jax.model.vae import VAEConfig
 
 ACTIVE_KL = 0.1  # nats per image above which a latent channel counts as active
 _UNIFORM_MARGIN = 1e-5  # keeps uniforms away from 0 and 1, where their quantiles are infinite
@@ -99,6 +99,17 @@ class NormalPixels:
         """(B, H, W, C) in [0, 1]; the temperature multiplies sigma."""
         noise = temperature * jax.random.normal(key, self.normal.mean.shape)
         return _to_unit(jnp.clip(self.normal.sample(noise), -1.0, 1.0))
+
+
+@flax.struct.dataclass
+class Pixels:
+    """Pixels without a distribution; values (B, H, W, C)."""
+
+    values: Array
+
+    def mean(self) -> Array:
+        """(B, H, W, C) in [0, 1]."""
+        return jnp.clip(self.values, 0.0, 1.0)
 
 
 @flax.struct.dataclass
@@ -254,22 +265,25 @@ def _official_log_mass(x: Array, mean: Array, log_scale: Array, steps: int) -> A
     return jnp.where(x < -0.999, nn.log_sigmoid(upper), jnp.where(x > 0.99, above, inside))
 
 
-def num_image_parameters(config: ModelConfig) -> int:
+def num_image_parameters(config: VAEConfig) -> int:
     """Channels that the decoder must put out for one pixel."""
     channels = config.image_shape[-1]
-    if config.likelihood == "bernoulli":
+    if config.likelihood in ("bernoulli", "squared_error"):
         return channels
     if config.likelihood == "normal":
         return 2 * channels
     return LogisticMixture.num_parameters(channels, config.num_mixtures)
 
 
-def image_distribution(config: ModelConfig, logits: Array) -> Any:
+def image_distribution(config: VAEConfig, logits: Array) -> Any:
     """The distribution over images that the decoder's output stands for.
 
     It has `log_prob(x)`, `mean()` and `sample(key, temperature)`; images: (B, H, W, C) in [0, 1].
+    A head of squared error has a mean only.
     """
     logits = logits.astype(jnp.float32)
+    if config.likelihood == "squared_error":
+        return Pixels(logits)
     if config.likelihood == "bernoulli":
         return Bernoulli(logits)
     if config.likelihood == "normal":
@@ -283,7 +297,7 @@ def image_distribution(config: ModelConfig, logits: Array) -> Any:
     )
 
 
-def log_likelihood(config: ModelConfig, logits: Array, x: Array) -> Array:
+def log_likelihood(config: VAEConfig, logits: Array, x: Array) -> Array:
     """log p(x | z) of whole images, without the border.
 
     Args:
@@ -295,6 +309,18 @@ def log_likelihood(config: ModelConfig, logits: Array, x: Array) -> Array:
     """
     log_prob = image_distribution(config, logits).log_prob(x)
     return config.image.without_border(log_prob).sum((1, 2))
+
+
+def reconstruction_error(config: VAEConfig, logits: Array, x: Array) -> Array:
+    """What a head says of images, and training minimises: (B,), without the border.
+
+    That is -log p(x | z) in nats; of a head of squared error, the mean of its squares.
+
+    Arguments are those of `log_likelihood`.
+    """
+    if config.has_likelihood:
+        return -log_likelihood(config, logits, x)
+    return config.image.without_border(jnp.square(logits - x)).mean((1, 2, 3))
 
 
 def bits_per_dimension(nats: float, dimensions: int) -> float:

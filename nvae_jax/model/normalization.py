@@ -9,7 +9,7 @@ from jax import Array, lax
 
 from nvae_jax.model.kernels.batch_norm import EPSILON, Activation, normalize_and_activate
 
-NEW_WEIGHT = 0.05  # the weight of a batch's statistics in the running average
+NEW_WEIGHT = 0.05  # NVAE's
 
 
 class BatchNorm(nn.Module):
@@ -22,6 +22,7 @@ class BatchNorm(nn.Module):
     """
 
     activation: Activation = jax.nn.identity
+    new_weight: float = NEW_WEIGHT  # of a batch's statistics in the running average
 
     @nn.compact
     def __call__(self, x: Array, train: bool, copies: int = 1) -> Array:
@@ -49,6 +50,7 @@ class BatchNorm(nn.Module):
             count = copies * x.size // channels
             unbiased = var * (count / (count - 1))
             # Not +=, which would modify NumPy arrays of the caller in place.
-            running_mean.value = (1 - NEW_WEIGHT) * running_mean.value + NEW_WEIGHT * mean
-            running_var.value = (1 - NEW_WEIGHT) * running_var.value + NEW_WEIGHT * unbiased
+            new = self.new_weight
+            running_mean.value = (1 - new) * running_mean.value + new * mean
+            running_var.value = (1 - new) * running_var.value + new * unbiased
         return y

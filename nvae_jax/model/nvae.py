@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -17,50 +15,13 @@ from nvae_jax.model.convolution import kernel_and_factor
 from nvae_jax.model.decoder import Decoder, GroupOutputs
 from nvae_jax.model.encoder import Encoder
 from nvae_jax.model.flows import kernel_mask
-
-Noise = Sequence[Array] | Array
-Encoded = tuple[Array, list[Array]]  # what `Encoder` returns
+from nvae_jax.model.vae import VAE, Encoded, Latents, Noise, VAEOutput
 
 
-@flax.struct.dataclass
-class NVAEOutput:
-    """One pass through both towers; groups are in top-down order, values in nats.
+class NVAE(VAE):
+    """A hierarchy of groups of latents, drawn top-down.
 
-    logits: (B, H, W, parameters) of the image's distribution, see `image_distribution`.
-    log_q: (B,) log posterior density of the drawn latents, over all groups.
-    log_p: (B,) their log prior density.
-    kl: (B, groups) KL of posterior from prior; with flows its one-draw estimate log q - log p.
-    kl_per_channel: (groups, Z) the same by latent channel, mean over the batch.
-    kl_per_image_and_channel: (B, groups, Z) what the two before are made of.
-    """
-
-    logits: Array
-    log_q: Array
-    log_p: Array
-    kl: Array
-    kl_per_channel: Array
-    kl_per_image_and_channel: Array
-
-
-@flax.struct.dataclass
-class Latents:
-    """Latents of all groups, one array (B, h, w, Z) per group, top-down.
-
-    values: as `NVAE.decode` accepts them.
-    noise: the same as standard-normal draws, with which `NVAE.sample_prior` gets the same image at
-      temperature 1.
-    """
-
-    values: list[Any]
-    noise: list[Any]
-
-
-class NVAE(nn.Module):
-    """A model with the variables `params` and `batch_stats`.
-
-    `init` with the RNG streams `params` and `sample`; architectures without batch norm are
-    initialised from the data they see there. With `train=True` make `batch_stats` mutable to get
-    the updated running statistics.
+    Architectures without batch norm are initialised from the data that `init` sees.
     """
 
     config: ModelConfig
@@ -70,31 +31,16 @@ class NVAE(nn.Module):
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
 
-    def __call__(self, x: Array, train: bool, noise: Noise | None = None) -> NVAEOutput:
-        """Encodes images, draws latents from their posterior and decodes them.
-
-        Args:
-          x: (B, H, W, C) in [0, 1].
-          train: normalise by the batch rather than by the running statistics.
-          noise: standard-normal draws (B, h, w, Z), one array per group, top-down; or (B,) PRNG
-            keys, one per image, whose draws do not depend on the rest of the batch; without it they
-            come from the RNG stream `sample`.
-
-        Raises: ValueError if the shape of `x` or of the noise is not the configuration's.
-        """
-        return self.top_down(self.bottom_up(x, train), train, noise)
-
     def bottom_up(self, x: Array, train: bool) -> Encoded:
-        """The first half of `__call__`, which has no randomness: the features of images."""
-        if x.ndim != 4 or x.shape[1:] != self.config.image_shape:
-            raise ValueError(f"images have shape {x.shape}, not (B, {self.config.image_shape})")
+        """See `VAE`: the features at the top, and the taps of the groups."""
+        self._check_images(x)
         return self.encoder(2.0 * x - 1.0, train)
 
-    def top_down(self, encoded: Encoded, train: bool, noise: Noise | None = None) -> NVAEOutput:
-        """The second half of `__call__`: latents from their posterior, and the image."""
+    def top_down(self, encoded: Encoded, train: bool, noise: Noise | None = None) -> VAEOutput:
+        """See `VAE`."""
         logits, stacks = self._decode(encoded, len(encoded[0]), noise, train=train)
         terms: Any = jax.tree.map(lambda *x: jnp.concatenate(x), *[s.terms for s in stacks])
-        return NVAEOutput(
+        return VAEOutput(
             logits=logits,
             log_q=terms.log_q.sum(0),
             log_p=terms.log_p.sum(0),
@@ -104,13 +50,7 @@ class NVAE(nn.Module):
         )
 
     def encode(self, x: Array, noise: Noise | None = None) -> Latents:
-        """Latents of images, drawn from their posterior; zeros as noise give its means.
-
-        A group's posterior depends on what was drawn in the groups above it, and its mean is taken
-        before its flows, which then apply.
-
-        Args and errors as in `__call__`, in evaluation.
-        """
+        """See `VAE`."""
         encoded = self.bottom_up(x, False)
         _, stacks = self._decode(encoded, len(x), noise)
         return Latents(
@@ -125,18 +65,7 @@ class NVAE(nn.Module):
         temperature: float | Array = 1.0,
         noise: Noise | None = None,
     ) -> Array:
-        """Decodes latents; groups that are not given are drawn from the prior.
-
-        Args:
-          latents: (B, h, w, Z) per group, top-down; ignored in groups that are not given.
-          given: (groups,) or (B, groups) bool, top-down; by default all are.
-          temperature: of the prior, as in `sample_prior`.
-          noise: as in `__call__`, for the groups that are not given.
-
-        Returns: logits (B, H, W, parameters).
-
-        Raises: ValueError if the latents' or the noise's shapes are not the configuration's.
-        """
+        """See `VAE`."""
         num_images = len(latents[0])
         self._check_shapes("latents", latents, num_images)
         if given is None:
@@ -151,16 +80,7 @@ class NVAE(nn.Module):
         noise: Noise | None = None,
         train: bool = False,
     ) -> Array:
-        """Draws latents from the prior and decodes them.
-
-        Args:
-          num_images: B.
-          temperature: multiplies the prior's sigma; one number, or one per group, top-down.
-          noise: as in `__call__`.
-          train: normalise by the batch, for recalibrating the running statistics.
-
-        Returns: logits (B, H, W, parameters).
-        """
+        """See `VAE`."""
         return self._decode(None, num_images, noise, temperature, train)[0]
 
     def _decode(
@@ -175,29 +95,6 @@ class NVAE(nn.Module):
         draws = self._noise(noise, num_images)
         temperatures = jnp.broadcast_to(temperature, (self.config.total_groups,))
         return self.decoder(encoded, num_images, draws, temperatures, train, **given)
-
-    def _noise(self, noise: Noise | None, num_images: int) -> Noise:
-        groups = self.config.total_groups
-        if noise is None:
-            return jax.random.split(self.make_rng("sample"), groups)
-        if not isinstance(noise, Sequence):
-            if noise.shape != (num_images,):
-                raise ValueError(f"noise has {noise.shape} keys; expected: {(num_images,)}")
-            return jax.vmap(lambda key: jax.random.split(key, groups))(noise).T
-        self._check_shapes("noise", noise, num_images)
-        return noise
-
-    def _check_shapes(self, name: str, arrays: Sequence[Array], num_images: int) -> None:
-        expected = [(num_images, *shape) for shape in self.config.latent_shapes]
-        actual = [x.shape for x in arrays]
-        if actual != expected:
-            raise ValueError(f"{name} has shapes {actual}; expected, top-down: {expected}")
-
-
-def variable_shapes(config: ModelConfig) -> dict:
-    """Shapes and dtypes of a model's `params` and `batch_stats`, without allocating them."""
-    images = jax.ShapeDtypeStruct((2, *config.image_shape), jnp.float32)
-    return jax.eval_shape(lambda key, x: NVAE(config).init(key, x, True), jax.random.key(0), images)
 
 
 def effective_kernels(params: dict) -> dict:

@@ -10,14 +10,14 @@ import numpy as np
 from jax import Array
 
 from nvae_jax.model.distributions import ACTIVE_KL, bits_per_dimension
-from nvae_jax.model.nvae import NVAEOutput
+from nvae_jax.model.vae import VAEOutput
 from nvae_jax.training.objective import ELBOTerms
 
 GROUP_METRICS = ("group_kl", "group_active", "group_balance")
 NATS_METRICS = ("nelbo", "reconstruction", "kl")  # nats per image, without regularisers
 
 
-def step_metrics(terms: ELBOTerms, output: NVAEOutput) -> dict[str, Array]:
+def step_metrics(terms: ELBOTerms, output: VAEOutput) -> dict[str, Array]:
     """Means over a batch.
 
     Returns: scalars `nelbo`, `reconstruction` and `kl` in nats per image, with the KL at weight 1

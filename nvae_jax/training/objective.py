@@ -9,7 +9,7 @@ from jax import Array, lax
 from nvae_jax.config.training import BalanceRule, TrainingConfig
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.distributions import log_likelihood
-from nvae_jax.model.nvae import NVAEOutput
+from nvae_jax.model.vae import VAEOutput
 
 
 @flax.struct.dataclass
@@ -91,7 +91,7 @@ def balance_kl(kl: Array, beta: Array, targets: Array) -> tuple[Array, Array]:
 
 
 def elbo_terms(
-    config: ModelConfig, output: NVAEOutput, x: Array, beta: Array, targets: Array
+    config: ModelConfig, output: VAEOutput, x: Array, beta: Array, targets: Array
 ) -> ELBOTerms:
     """The terms of a batch x (B, H, W, C) in [0, 1]; see `balance_kl` for `beta` and `targets`."""
     weighted, weights = balance_kl(output.kl, beta, targets)
