@@ -100,7 +100,7 @@ _SIZES = ("batch_size", "draws_at_once", "num_images", "images", "steps", "sampl
 # Fields of the configuration that could be mistaken for options.
 _ELSEWHERE = {
     name: f"{OVERRIDE}{section}.{name}"
-    for section in ("model", "data", "loading", "training")
+    for section in ("model", "objective", "data", "loading", "training")
     for name in FIELDS[section]
 }
 

@@ -37,6 +37,7 @@ SLOW = {
     "test_edit",
     "test_evaluate",
     "test_export",
+    "test_families",
     "test_fid",
     "test_flows",
     "test_folding",

@@ -175,8 +175,8 @@ class Bench:
                 (loop, "train_batches", self._batches(loop.train_batches)),
                 (program, "batch_pixels", _pixels(program.batch_pixels)),
                 (diagnosis, "batch_pixels", _pixels(program.batch_pixels)),
-                (step, "make_loss", _loss(step.make_loss)),
-                (diagnosis, "make_loss", _loss(step.make_loss)),
+                (step, "make_turns", _turns(step.make_turns)),
+                (loop, "make_turns", _turns(loop.make_turns)),
             ):
                 stack.enter_context(mock.patch.object(place, name, value))
             stack.enter_context(mock.patch.object(loop.Workdir, "log", _quiet(loop.Workdir.log)))
@@ -248,7 +248,8 @@ class Bench:
         settings.data.path = str(self._folder / settings.data.path)
         return read_run(settings)
 
-    def _program(self, model, training, epoch_steps, mesh, *, flip):
+    def _program(self, model, training, epoch_steps, mesh, *, flip, objective):
+        del objective  # the bound, as of every fault
         # The seed is an argument of the programs.
         shared = dataclasses.replace(training, seed=0)
         return _shared_program(model, shared, epoch_steps, mesh, flip)
@@ -312,12 +313,10 @@ def _pixels(original):
     return pixels
 
 
-def _loss(original):
-    """The loss, of which the gradient alone is NaN where the pixels are marked."""
+def _turns(original):
+    """The losses, of which the gradient alone is NaN where the pixels are marked."""
 
-    def make_loss(config, training):
-        loss = original(config, training)
-
+    def marked_loss(loss):
         def marked(params, batch_stats, x, key, beta):
             is_marked = x[0, 0, 0, 0] < 0
             value, others = loss(params, batch_stats, jnp.maximum(x, 0), key, beta)
@@ -327,7 +326,11 @@ def _loss(original):
 
         return marked
 
-    return make_loss
+    def make_turns(*arguments):
+        turns = original(*arguments)
+        return tuple(dataclasses.replace(turn, loss=marked_loss(turn.loss)) for turn in turns)
+
+    return make_turns
 
 
 def _poisoned(state, name):

@@ -54,7 +54,7 @@ def pytorch_tasks(model, training):
     from pytorch_network import Network
 
     from nvae_jax.model import variable_shapes
-    from nvae_jax.training.objective import balance_targets
+    from nvae_jax.objectives.elbo import balance_targets
 
     rng = np.random.default_rng(0)
     shapes = variable_shapes(model)

@@ -121,7 +121,7 @@ def small_program(model, training, steps_per_epoch, mesh, *, flip):
     return dataclasses.replace(program, state=small)
 
 
-def cheap_program(model, training, steps_per_epoch, mesh, *, flip):
+def cheap_program(model, training, steps_per_epoch, mesh, *, flip, objective):
     """The program of a run whose update only counts: parameters grow by 1 with every update."""
     program = small_program(model, training, steps_per_epoch, mesh, flip=flip)
 

@@ -5,13 +5,16 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from goldens import GRADIENTS, assert_close, load, nhwc, under
 
+from nvae_jax.config.training import TrainingConfig
 from nvae_jax.errors import ConfigError
 from nvae_jax.model.conv_vae import ConvVAE, ConvVAEConfig
 from nvae_jax.model.distributions import reconstruction_error
 from nvae_jax.model.families import variable_shapes
+from nvae_jax.training.optimizer import make_optimizer
 
 KL_WEIGHT = 2.5e-4
 TINY = ConvVAEConfig(
@@ -91,7 +94,7 @@ def trained():
     def loss(params, x, noise):
         everything = {**variables(), "params": params}
         output, updated = MODEL.apply(everything, x, True, noise, mutable=["batch_stats"])
-        error, kl = reconstruction_error(TINY, output.logits, x).mean(), output.kl.sum(1).mean()
+        error, kl = reconstruction_error(TINY, output, x).mean(), output.kl.sum(1).mean()
         return error + KL_WEIGHT * kl, (output.logits, error, kl, updated["batch_stats"])
 
     compute = jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -139,6 +142,26 @@ def test_training_is_pytorchs(trained):
         norm = np.linalg.norm(gradient[tower][module][leaf])
         # A bias before a batch norm has no effect.
         assert abs(norm - expected) <= GRADIENTS * expected + 1e-7, name
+
+
+def test_a_step_of_adam_is_pytorchs(trained):
+    _, gradient = trained
+    config = TrainingConfig(
+        epochs=1,
+        batch_size=3,
+        optimizer="adam",
+        learning_rate=5e-3,
+        min_learning_rate=5e-3,
+        warmup_epochs=0,
+        weight_decay=0.0,
+        regularization=0.0,
+    )
+    optimizer, params = make_optimizer(config, 1), variables()["params"]
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params, regularization=0.0)
+    after = optax.apply_updates(params, updates)
+    for name, expected in under("conv_vae_tiny", "adam").items():
+        tower, module, leaf = place(name)
+        assert_close(after[tower][module][leaf], ours(name, expected), GRADIENTS)
 
 
 def test_temperature_and_groups_that_are_not_given():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from nvae_jax.config.training import TrainingConfig
+from nvae_jax.training.criterion import Criterion
 from nvae_jax.training.guard import Health, after_update, all_finite, within_band
 from nvae_jax.training.watch import STAYS, DivergenceError, Watch
 
@@ -66,7 +67,7 @@ def test_one_number_decides_whether_a_tree_is_finite(value):
 
 
 def test_a_nelbo_below_the_lowest_is_impossible():
-    density, probability = Watch(), Watch(lowest=0.0)
+    density, probability = Watch(), Watch(criterion=Criterion(lowest=0.0))
     for value in (3.0, 0.1, -0.1):
         density.window(1, value)
         probability.window(1, value)

@@ -12,13 +12,8 @@ from hypothesis import strategies as st
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.model import ModelConfig, VAEOutput
 from nvae_jax.model.distributions import log_likelihood
-from nvae_jax.training.objective import (
-    balance_kl,
-    balance_targets,
-    elbo_terms,
-    kl_weight,
-    regularization_weight,
-)
+from nvae_jax.objectives.elbo import balance_kl, balance_targets, elbo_terms, free_bits
+from nvae_jax.training.schedules import kl_weight, regularization_weight
 
 BALANCE_GROUPS = goldens.from_json(goldens.load("standalone")["kl_balancer_coeff/groups"])
 RULES = ("equal", "linear", "sqrt", "square")
@@ -139,3 +134,22 @@ def test_the_terms_add_up_to_the_loss():
     # With the KL at its full weight, what is minimised is the bound itself.
     full = elbo_terms(config, output, x, jnp.float32(1.0), targets)
     np.testing.assert_allclose(full.loss, full.nelbo.mean(), rtol=1e-6)
+
+    # β is a factor on the KL alone.
+    double = elbo_terms(config, output, x, jnp.float32(1.0), targets, factor=2.0)
+    np.testing.assert_allclose(double.loss, (terms.reconstruction + 2 * terms.kl).mean(), rtol=1e-6)
+    np.testing.assert_array_equal(double.nelbo, full.nelbo)
+
+    # Channels whose mean is below the floor cost the floor, whatever the single images have.
+    least = float(np.mean(kl.mean(0)))
+    floored = elbo_terms(config, output, x, jnp.float32(1.0), targets, least=least)
+    cost = np.maximum(kl.mean(0), least).sum()
+    np.testing.assert_allclose(floored.loss, terms.reconstruction.mean() + cost, rtol=1e-6)
+
+
+def test_free_bits_have_no_gradient_below_the_floor():
+    kl = jnp.asarray([[[0.1, 3.0], [0.2, 0.9]], [[0.3, 1.0], [0.4, 0.7]]])  # (B, groups, Z)
+    gradient = jax.grad(lambda kl: free_bits(kl, 0.75).sum(1).mean())(kl)
+    np.testing.assert_array_equal(gradient[:, :, 0], 0)  # means 0.2 and 0.3
+    np.testing.assert_array_equal(gradient[:, :, 1], [[0.5, 0.5]] * 2)  # means 2 and 0.8
+    np.testing.assert_allclose(free_bits(kl, 0.75).mean(0), [0.75 + 2.0, 0.75 + 0.8], rtol=1e-6)

@@ -12,7 +12,7 @@ import pytest
 from goldens import assert_close
 
 from nvae_jax.config.training import TrainingConfig
-from nvae_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from nvae_jax.training.optimizer import learning_rate_schedule, make_links, make_optimizer
 
 # Compilation takes all the time here, so the compiler shall not optimise.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -140,6 +140,7 @@ IMPOSSIBLE = {
     "accumulation_steps": [0],
     "parameter_shards": [0],
     "seed": [-1, 2**32],
+    "optimizer": ["sgd", ""],
     "learning_rate": [0.0, -1e-2],
     "min_learning_rate": [-1e-4, 2e-2],
     "warmup_epochs": [-1, 10],
@@ -149,7 +150,7 @@ IMPOSSIBLE = {
     "kl_warmup": [-0.1, 1.1],
     "kl_constant": [-0.1, 1.1],
     "kl_balance": ["cube", ""],
-    "regularization": [0.0, -1.0],
+    "regularization": [-1.0],
     "initial_regularization": [0.0, -1.0],
     "log_interval": [0],
     "eval_interval": [0],
@@ -174,6 +175,16 @@ def test_every_setting_has_an_impossible_value():
 def test_an_impossible_setting_is_refused_by_name(name, value):
     with pytest.raises(ValueError, match=rf"^training\.{name} is .*; allowed: "):
         TrainingConfig(**({"epochs": 10, "batch_size": 1} | {name: value}))
+
+
+def test_a_path_of_the_regularisation_requires_one():
+    with pytest.raises(ValueError, match=r"^training.initial_regularization is 1.0; allowed: None"):
+        TrainingConfig(10, 1, regularization=0.0, initial_regularization=1.0)
+
+
+def test_without_regularisation_there_are_no_regularisers():
+    links = make_links(TrainingConfig(10, 1, regularization=0.0, optimizer="adam"), 1)
+    assert list(links) == ["weight_decay", "adam", "learning_rate"]
 
 
 def test_settings_at_their_limits_are_allowed():

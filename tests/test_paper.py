@@ -54,11 +54,14 @@ def test_small_colour_datasets(prepared, name, size):
     assert_same_images(images_of(dataset.test), made[name][stored.TRAIN :])
 
 
-def test_celeba_is_the_face_resized(prepared):
+@pytest.mark.parametrize(
+    ("options", "box"), [({}, (15, 40, 163, 188)), ({"crop": "center"}, (5, 25, 173, 193))]
+)
+def test_celeba_is_a_crop_resized(prepared, options, box):
     folder, made = prepared
-    dataset = data_config("celeba64", data_dir=str(folder)).open()
+    dataset = data_config("celeba64", data_dir=str(folder), **options).open()
     faces = [
-        Image.open(io.BytesIO(file)).crop((15, 40, 163, 188)).resize((64, 64), BILINEAR)
+        Image.open(io.BytesIO(file)).crop(box).resize((64, 64), BILINEAR)
         for file in made["celeba64"]
     ]
     assert_same_images(images_of(dataset.train), faces[: stored.TRAIN])

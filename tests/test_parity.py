@@ -22,7 +22,7 @@ from nvae_jax.interop.official import import_state_dict
 from nvae_jax.model.distributions import log_likelihood
 from nvae_jax.model.folding import FoldedNVAE, fold
 from nvae_jax.model.nvae import NVAE, effective_kernels
-from nvae_jax.training.objective import balance_targets, elbo_terms
+from nvae_jax.objectives.elbo import balance_targets, elbo_terms
 from nvae_jax.training.optimizer import make_optimizer
 
 OUTPUTS, GRADIENTS = 1e-4, 1e-3  # relative to the largest true value

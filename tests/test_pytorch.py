@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from nvae_jax.model import ModelConfig
 from nvae_jax.model.nvae import NVAE, effective_kernels
-from nvae_jax.training.objective import balance_targets, elbo_terms
+from nvae_jax.objectives.elbo import balance_targets, elbo_terms
 from nvae_jax.training.regularizers import batch_norm_penalty
 
 torch = pytest.importorskip("torch")

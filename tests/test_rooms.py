@@ -46,6 +46,7 @@ PURE_TRAINING = ARRAYS | {
     "chex",
     "nvae_jax.config.training",
     "nvae_jax.model",
+    "nvae_jax.objectives",
     "nvae_jax.parallel",
     "nvae_jax.training",
 }
@@ -55,7 +56,7 @@ PURE = {
     "nvae_jax/objectives": ARRAYS | GROUND | {"nvae_jax.model", "nvae_jax.objectives"},
     **{
         f"nvae_jax/training/{name}.py": PURE_TRAINING
-        for name in ("guard", "objective", "regularizers", "optimizer", "state", "step", "metrics")
+        for name in ("guard", "regularizers", "optimizer", "schedules", "state", "step", "metrics")
     },
 }
 

@@ -31,6 +31,23 @@ def test_digits_split_every_digit_into_train_or_test():
     assert (len(train), len(test), len(train | test)) == (1500, 297, 1797)
 
 
+def test_labels_are_those_of_the_digits():
+    from sklearn.datasets import load_digits
+
+    dataset, digits = data_config("digits").open(), load_digits()
+    for split in ("train", "test"):
+        images, labels = getattr(dataset, split), dataset.labels[split]
+        assert len(images) == len(labels)
+        for label in range(10):
+            # The mean image of a label is that of scikit-learn's, at the pixels that both have.
+            mean = images[labels == label][:, 2:30, 2:30, 0].mean(0)[::4, ::4] / 255
+            others = [
+                digits.images[digits.target == other].mean(0)[:7, :7] / 16 for other in range(10)
+            ]
+            distances = [np.abs(mean[:7, :7] - other).mean() for other in others]
+            assert int(np.argmin(distances)) == label
+
+
 def test_digits_are_bilinear_enlargements_inside_a_border_of_zeros():
     from sklearn.datasets import load_digits
 

@@ -14,10 +14,11 @@ import pytest
 from nvae_jax import parallel
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.model import NVAE, ModelConfig, variable_shapes
+from nvae_jax.objectives.elbo import balance_targets, elbo_terms
 from nvae_jax.parallel import batch_sharding, make_mesh, replicated, shard_batch, state_sharding
 from nvae_jax.training.guard import STRETCH
-from nvae_jax.training.objective import balance_targets, elbo_terms, kl_weight
 from nvae_jax.training.optimizer import make_optimizer
+from nvae_jax.training.schedules import kl_weight
 from nvae_jax.training.state import TrainState, init_state
 from nvae_jax.training.step import make_train_step, mean_over_parts
 

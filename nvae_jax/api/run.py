@@ -24,7 +24,8 @@ from nvae_jax.evaluation.paths import decode_paths
 from nvae_jax.evaluation.recalibration import recalibrated
 from nvae_jax.evaluation.sampling import Pixels, sample_batches
 from nvae_jax.evaluation.trained import TrainedModel, group_temperatures
-from nvae_jax.model import NVAE, Latents
+from nvae_jax.model import VAE, Latents
+from nvae_jax.model.families import make_network
 
 Temperature = float | Sequence[float]
 
@@ -48,9 +49,9 @@ class Run:
         return self.trained.run
 
     @property
-    def model(self) -> NVAE:
+    def model(self) -> VAE:
         """The network, a Flax module, whose `apply` accepts `variables`."""
-        return NVAE(self.config.model)
+        return make_network(self.config.model)
 
     @property
     def variables(self) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from typing import Any
 
 from nvae_jax.config.run import RunConfig
 from nvae_jax.errors import ConfigError
-from nvae_jax.fields import from_mapping
-from nvae_jax.model import ModelConfig, variable_shapes
+from nvae_jax.fields import names_of
+from nvae_jax.model import VAEConfig, variable_shapes
+from nvae_jax.model.families import model_config
 
 ACCEPT = "--accept_changes"
 
@@ -109,6 +110,7 @@ def _fixed(saved: RunConfig, given: RunConfig, found: Sequence[Change]) -> list[
     image = "which is what an image is to the model"
     shape = "which gives parameters their shape"
     of_model = [change for change in found if change.name.startswith("model.")]
+    of_model = [change for change in of_model if change.name == "model.name"] or of_model
     fixed: list[tuple[Change, str]] = []
     if saved.model.image != given.model.image:
         blamed = [change for change in found if _changes_image(saved, given, change)]
@@ -117,7 +119,23 @@ def _fixed(saved: RunConfig, given: RunConfig, found: Sequence[Change]) -> list[
         named = [change for change, _ in fixed]
         blamed = [c for c in of_model if c not in named and _reshapes(saved.model, c)]
         fixed += [(change, shape) for change in blamed or ([] if fixed else of_model)]
+    state = "which gives the optimiser its state"
+    fixed += [(change, state) for change in _of_state(saved, given, found)]
     return [f"{change}, {reason}" for change, reason in fixed]
+
+
+def _of_state(saved: RunConfig, given: RunConfig, found: Sequence[Change]) -> list[Change]:
+    """The changes that give the optimiser another state."""
+    blamed = []
+    if saved.training.optimizer != given.training.optimizer:
+        blamed.append("training.optimizer")
+    if (saved.training.regularization > 0) != (given.training.regularization > 0):
+        blamed.append("training.regularization")
+    if saved.objective.parts != given.objective.parts:
+        renamed = saved.objective.name != given.objective.name
+        names = ("name",) if renamed else names_of(type(given.objective))
+        blamed += [f"objective.{name}" for name in names]
+    return [change for change in found if change.name in blamed]
 
 
 def _changes_image(saved: RunConfig, given: RunConfig, change: Change) -> bool:
@@ -133,13 +151,12 @@ def _changes_image(saved: RunConfig, given: RunConfig, change: Change) -> bool:
         return change.name == "data.name"
 
 
-def _reshapes(model: ModelConfig, change: Change) -> bool:
+def _reshapes(model: VAEConfig, change: Change) -> bool:
     """Whether a change alone gives parameters another shape, or is impossible alone."""
     field = change.name.partition(".")[2]
     try:
-        settings = dataclasses.asdict(model) | {field: change.given}
-        alone = from_mapping(ModelConfig, settings, "model")
-        return variable_shapes(alone) != variable_shapes(model)
+        settings = {"name": model.name} | dataclasses.asdict(model) | {field: change.given}
+        return variable_shapes(model_config(settings)) != variable_shapes(model)
     except ConfigError:
         return True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nvae_jax.config.training import TrainingConfig
@@ -12,16 +12,24 @@ from nvae_jax.data.loading import LoadingConfig
 from nvae_jax.data.sources import DATASETS
 from nvae_jax.errors import ConfigError, require
 from nvae_jax.fields import names_of, unknown
-from nvae_jax.model.architecture import ModelConfig
+from nvae_jax.model.families import FAMILIES
+from nvae_jax.objectives.table import OBJECTIVES
 
 OVERRIDE = "--config."
 
-# The fields of every section, whatever the dataset.
+
+def _of_all(classes: Iterable[type]) -> list[str]:
+    """The fields of a section whose `name` chooses one of these classes."""
+    return ["name", *dict.fromkeys(name for cls in classes for name in names_of(cls))]
+
+
+# The fields of every section, whatever is chosen by name.
 FIELDS: dict[str, list[str]] = {
-    "model": names_of(ModelConfig),
-    "data": ["name", *dict.fromkeys(name for cls in DATASETS.values() for name in names_of(cls))],
+    "model": _of_all(family.config for family in FAMILIES.values()),
+    "data": _of_all(DATASETS.values()),
     "loading": names_of(LoadingConfig),
     "training": names_of(TrainingConfig),
+    "objective": _of_all(OBJECTIVES.values()),
 }
 
 

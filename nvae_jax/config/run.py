@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,10 @@ from nvae_jax.data.sources import DataConfig, Dataset, data_config
 from nvae_jax.errors import require
 from nvae_jax.fields import from_mapping, names_of, unknown
 from nvae_jax.image_spec import ImageSpec
-from nvae_jax.model.architecture import ModelConfig
+from nvae_jax.model.families import model_config
+from nvae_jax.model.vae import VAEConfig
+from nvae_jax.objectives.base import Objective
+from nvae_jax.objectives.table import ELBO, objective_config
 
 # Where a run's images are; a mode can be told that they have moved.
 PLACES = ("path", "data_dir", "lmdb")
@@ -20,17 +24,30 @@ PLACES = ("path", "data_dir", "lmdb")
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A run: what is trained, on which data, how the data is read, and how the training goes."""
+    """A run: what is trained, on which data, how that is read, how long, and to what end."""
 
-    model: ModelConfig
+    model: VAEConfig
     data: DataConfig
     loading: LoadingConfig
     training: TrainingConfig
+    objective: Objective = ELBO
+
+    @property
+    def has_bound(self) -> bool:
+        """Whether there is a bound of the likelihood: a likelihood, and a density of codes."""
+        return self.model.has_likelihood and self.objective.has_posterior
+
+    @property
+    def criterion(self) -> str:
+        """The metric by which states are compared: the bound, or what stands in for it."""
+        return "nelbo" if self.has_bound else "reconstruction"
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """All settings as plain values, from which `read_run` makes the same run."""
-        settings = dataclasses.asdict(self)
-        return settings | {"data": {"name": self.data.name} | settings["data"]}
+        return {
+            section: _name_of(getattr(self, section)) | fields
+            for section, fields in dataclasses.asdict(self).items()
+        }
 
     def open_data(self, known: Mapping[str, Any] | None = None) -> Dataset:
         """Opens the dataset.
@@ -78,21 +95,31 @@ def read_run(settings: Mapping[str, Any]) -> RunConfig:
     for name in settings.keys():  # noqa: SIM118 - a ConfigDict iterates over its keys all the same
         if name not in sections:
             raise unknown("config", name, sections)
-    for name in ("model", "data", "training"):
+    for name in ("model", "data", "training", *({"objective"} & set(settings.keys()))):
         has_fields = name in settings and hasattr(settings[name], "keys")
         require(name, settings.get(name), has_fields, "a section of fields")
     options = dict(settings["data"])
     require("data.name", options.get("name"), isinstance(options.get("name"), str), "a name")
     data = data_config(**options)
+    model = _read_model(settings["model"], data)
+    objective = objective_config(settings.get("objective", {}))
+    training = from_mapping(TrainingConfig, settings["training"], "training")
+    objective.check(model, training.batch_size // training.accumulation_steps)
     return RunConfig(
-        model=_read_model(settings["model"], data),
+        model=model,
         data=data,
         loading=from_mapping(LoadingConfig, settings.get("loading", {}), "loading"),
-        training=from_mapping(TrainingConfig, settings["training"], "training"),
+        training=training,
+        objective=objective,
     )
 
 
-def _read_model(settings: Mapping[str, Any], data: DataConfig) -> ModelConfig:
+def _name_of(section: Any) -> dict[str, str]:
+    """The name that chooses a section's class, where there are several."""
+    return {"name": section.name} if hasattr(section, "name") else {}
+
+
+def _read_model(settings: Mapping[str, Any], data: DataConfig) -> VAEConfig:
     """The model, with what is missing taken from the data; contradictions are refused."""
     given = {
         name: value
@@ -105,18 +132,20 @@ def _read_model(settings: Mapping[str, Any], data: DataConfig) -> ModelConfig:
     if image is not None:
         default = "bernoulli" if image.binarize else "logistic_mixture"
         given = {"image_shape": image.shape, "border": image.border, "likelihood": default} | given
-    model = from_mapping(ModelConfig, given, "model")
+    model = model_config(given)
     if image is not None:
         _check_image(model, image, data.name)
     return model
 
 
-def _check_image(model: ModelConfig, image: ImageSpec, name: str) -> None:
+def _check_image(model: VAEConfig, image: ImageSpec, name: str) -> None:
     """Raises a ConfigError if the model's images are not the data's."""
     owner = f"as data.name = {name!r} has it"
     shape = model.image_shape
     require("model.image_shape", shape, shape == image.shape, f"{image.shape}, {owner}")
     require("model.border", model.border, model.border == image.border, f"{image.border}, {owner}")
     fits = model.image.binarize == image.binarize
-    allowed = "bernoulli" if image.binarize else "logistic_mixture or normal"
+    kinds = typing.get_args(typing.get_type_hints(type(model))["likelihood"])
+    others = " or ".join(name for name in kinds if name != "bernoulli")
+    allowed = "bernoulli" if image.binarize else others
     require("model.likelihood", model.likelihood, fits, f"{allowed}, {owner}")

@@ -14,31 +14,40 @@ from nvae_jax.config.training import TrainingConfig
 from nvae_jax.data.loading import LoadingConfig
 from nvae_jax.data.sources import DATASETS
 from nvae_jax.errors import require
-from nvae_jax.model.architecture import ModelConfig
+from nvae_jax.model.families import DEFAULT, FAMILIES
+from nvae_jax.objectives.table import ELBO, OBJECTIVES
 
 # What follows from the data where it is not given.
 _DERIVED = {"image_shape": tuple, "border": int, "likelihood": str}
 
 
-def run_template(dataset: str) -> ConfigDict:
+def run_template(dataset: str, family: str = DEFAULT, objective: str = ELBO.name) -> ConfigDict:
     """All fields of a run on a dataset, with their defaults.
 
     A field without a default, or whose default is None, is a placeholder, which is None until it is
-    set. What the fields mean is said where they are declared: in `ModelConfig`, in the dataset's
-    class (`nvae_jax.data.sources`), in `LoadingConfig` and in `TrainingConfig`.
+    set. What the fields mean is said where they are declared: in the family's class (`ModelConfig`
+    for NVAE), in the dataset's class (`nvae_jax.data.sources`), in `LoadingConfig`, in
+    `TrainingConfig` and in the objective's class (`nvae_jax.objectives`).
 
     Args:
       dataset: a key of `DATASETS`.
+      family: a key of `FAMILIES`.
+      objective: a key of `OBJECTIVES`.
     """
     require("data.name", dataset, dataset in DATASETS, ", ".join(sorted(DATASETS)))
+    require("model.name", family, family in FAMILIES, ", ".join(FAMILIES))
+    require("objective.name", objective, objective in OBJECTIVES, ", ".join(OBJECTIVES))
     config = ConfigDict()
-    config.model = section(ModelConfig)
+    config.model = ConfigDict({"name": family})
+    config.model.update(section(FAMILIES[family].config))
     for name, kind in _DERIVED.items():
         config.model[name] = placeholder(kind)
     config.data = ConfigDict({"name": dataset})
     config.data.update(section(DATASETS[dataset]))
     config.loading = section(LoadingConfig)
     config.training = section(TrainingConfig)
+    config.objective = ConfigDict({"name": objective})
+    config.objective.update(section(OBJECTIVES[objective]))
     return config
 
 

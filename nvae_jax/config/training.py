@@ -7,8 +7,7 @@ from typing import Literal
 
 from nvae_jax.errors import require
 from nvae_jax.fields import require_literals
-
-BalanceRule = Literal["square", "sqrt", "linear", "equal"]
+from nvae_jax.objectives.base import BalanceRule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +26,8 @@ class TrainingConfig:
     accumulation_steps: int = 1  # parts of a batch that are computed one by one, to save memory
     parameter_shards: int = 1  # devices that share one copy of the parameters, to save memory
 
-    # Adamax, with a linear warm-up and then a cosine that changes from epoch to epoch.
+    # The optimiser, with a linear warm-up and then a cosine that changes from epoch to epoch.
+    optimizer: Literal["adamax", "adam"] = "adamax"
     learning_rate: float = 1e-2  # peak
     min_learning_rate: float = 1e-4
     warmup_epochs: int = 5
@@ -40,7 +40,7 @@ class TrainingConfig:
     kl_constant: float = 1e-4  # fraction of training before that
     kl_balance: BalanceRule = "square"  # how groups are weighted
 
-    # Weight of the spectral and the batch-norm penalty.
+    # Weight of the spectral and the batch-norm penalty; 0: there are none.
     regularization: float = 1e-2
     initial_regularization: float | None = None  # start of a geometric path along the KL warm-up
 
@@ -73,7 +73,6 @@ class TrainingConfig:
             "accumulation_steps",
             "parameter_shards",
             "learning_rate",
-            "regularization",
             "initial_regularization",
             "gradient_clip",
             "log_interval",
@@ -96,8 +95,11 @@ class TrainingConfig:
         self._require("drift_batches", self.drift_batches >= 0, "0 or more")
         self._require("max_rollbacks", self.max_rollbacks >= 0, "0 or more")
         self._require("seed", 0 <= self.seed < 2**32, "0 to 2**32 - 1")
-        for name in ("weight_decay", "min_learning_rate"):
+        for name in ("weight_decay", "min_learning_rate", "regularization"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
+        path = self.initial_regularization is None or self.regularization > 0
+        allowed = "None with training.regularization = 0"
+        self._require("initial_regularization", path, allowed)
         for name in ("kl_warmup", "kl_constant"):
             self._require(name, 0 <= getattr(self, name) <= 1, "0 to 1")
         self._require("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "in (0, 1)")

@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 from nvae_jax.compilation import compiled_together, jit_on
 from nvae_jax.data.sources import Source
 from nvae_jax.evaluation.batches import on_pixels
-from nvae_jax.model.architecture import ModelConfig
-from nvae_jax.model.distributions import log_likelihood
-from nvae_jax.model.nvae import NVAE
+from nvae_jax.model.distributions import reconstruction_error
+from nvae_jax.model.families import make_network
+from nvae_jax.model.vae import VAEConfig, no_noise
 from nvae_jax.parallel import batch_sharding, replicated, shard_batch
 
 
@@ -27,19 +27,21 @@ class BatchStatistics:
       config: the model's configuration.
       batch_size: images per batch, over all devices.
       mesh: the devices.
+      has_posterior: whether codes are drawn, see `Objective`; else they are the means.
     """
 
-    def __init__(self, config: ModelConfig, batch_size: int, mesh: Mesh):
+    def __init__(self, config: VAEConfig, batch_size: int, mesh: Mesh, has_posterior: bool = True):
         self._batch_size, self._mesh = batch_size, mesh
-        model = NVAE(config)
+        model = make_network(config)
 
         def terms(variables: Any, x: Array, index: Array, number: Array) -> tuple[Array, Any]:
             del index
             key = jax.random.fold_in(jax.random.key(0), number)
+            noise = None if has_posterior else no_noise(config, len(x))
             output, updated = model.apply(
-                variables, x, train=True, rngs={"sample": key}, mutable=["batch_stats"]
+                variables, x, True, noise, rngs={"sample": key}, mutable=["batch_stats"]
             )
-            nelbo = output.kl.sum(-1) - log_likelihood(config, output.logits, x)
+            nelbo = output.kl.sum(-1) + reconstruction_error(config, output, x)
             return nelbo.mean(), updated["batch_stats"]
 
         self._terms = compiled_together(

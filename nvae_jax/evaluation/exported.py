@@ -15,8 +15,8 @@ from nvae_jax.evaluation.latents import make_decoder, make_encoder
 from nvae_jax.evaluation.sampling import make_draw
 from nvae_jax.evaluation.trained import TrainedModel
 from nvae_jax.evaluation.weights import named, unnamed
-from nvae_jax.model import ModelConfig
-from nvae_jax.model.folding import fold
+from nvae_jax.model import VAEConfig
+from nvae_jax.model.families import fold
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -69,12 +69,12 @@ def _shape(shape: tuple[int, ...], dtype: Any = np.float32) -> jax.ShapeDtypeStr
 
 
 @functools.cache
-def _prepare(config: ModelConfig) -> Callable[..., Any]:
+def _prepare(config: VAEConfig) -> Callable[..., Any]:
     return lambda weights: named(fold(config, unnamed(weights)))
 
 
 @functools.cache
-def _sample(config: ModelConfig) -> Callable[..., Any]:
+def _sample(config: VAEConfig) -> Callable[..., Any]:
     draw = make_draw(config)
 
     def sample(prepared: Any, index: Array, seed: Array, temperatures: Array) -> Array:
@@ -84,7 +84,7 @@ def _sample(config: ModelConfig) -> Callable[..., Any]:
 
 
 @functools.cache
-def _encode(config: ModelConfig) -> Callable[..., Any]:
+def _encode(config: VAEConfig) -> Callable[..., Any]:
     encoder = make_encoder(config)
 
     def encode(
@@ -98,7 +98,7 @@ def _encode(config: ModelConfig) -> Callable[..., Any]:
 
 
 @functools.cache
-def _decode(config: ModelConfig) -> Callable[..., Any]:
+def _decode(config: VAEConfig) -> Callable[..., Any]:
     decoder = make_decoder(config, "latents")
 
     def decode(

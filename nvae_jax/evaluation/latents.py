@@ -15,9 +15,14 @@ from jax import Array
 from nvae_jax.data.archives import read_npz
 from nvae_jax.errors import reading, require
 from nvae_jax.evaluation.sampling import decoded_mean
-from nvae_jax.evaluation.trained import TrainedModel, image_keys, image_noise
-from nvae_jax.model import Latents, ModelConfig
-from nvae_jax.model.folding import FoldedNVAE
+from nvae_jax.evaluation.trained import (
+    TrainedModel,
+    image_keys,
+    image_noise,
+    scales_of_groups,
+)
+from nvae_jax.model import Latents, VAEConfig
+from nvae_jax.model.families import make_folded_network
 
 Space = Literal["noise", "latents"]
 
@@ -34,25 +39,27 @@ def encode_images(
     Args:
       model: the model.
       x: (N, H, W, C) in [0, 1], as `inputs.load_images` returns them.
-      posterior_temperature: multiplies the posterior's noise: 1 draws, 0 gives means.
+      posterior_temperature: multiplies the posterior's noise: 1 draws, 0 gives means. A model that
+        was trained without a posterior (see `Objective`) has means only.
       seed: seeds the draws; image i depends on the seed and on i alone.
       batch_size: images at a time on each device.
     """
     arrays = {"x": x, "index": np.arange(len(x), dtype=np.uint32)}
-    constants = np.uint32(seed), np.float32(posterior_temperature)
+    scale = posterior_temperature if model.run.objective.has_posterior else 0.0
+    constants = np.uint32(seed), np.float32(scale)
     return model.map(
         make_encoder(model.config), arrays, batch_size, "images encoded", constants=constants
     )
 
 
 @functools.cache
-def make_encoder(config: ModelConfig) -> Callable[..., Latents]:
+def make_encoder(config: VAEConfig) -> Callable[..., Latents]:
     """A function `(variables, batch, seed, posterior temperature) → Latents`, for `jit`.
 
-    The variables are those of a `FoldedNVAE`; the batch has `x` (B, H, W, C) and `index` (B,). See
-    `encode_images`.
+    The variables are those that `fold` returns; the batch has `x` (B, H, W, C) and `index` (B,).
+    See `encode_images`.
     """
-    network = FoldedNVAE(config)
+    network = make_folded_network(config)
 
     def encode(variables: Any, batch: Any, seed: Array, scale: Array) -> Any:
         noise = image_noise(config, image_keys(seed, batch["index"]), scale)
@@ -132,13 +139,13 @@ def decode_tops(
 
 
 @functools.cache
-def make_decoder(config: ModelConfig, space: Space) -> Callable[..., Array]:
+def make_decoder(config: VAEConfig, space: Space) -> Callable[..., Array]:
     """A function `(variables, batch, seed, temperatures) → images`, for `jit`.
 
-    The variables are those of a `FoldedNVAE`; the batch has `latents`, `given` and `index` as in
+    The variables are those that `fold` returns; the batch has `latents`, `given` and `index` as in
     `decode_latents`.
     """
-    network = FoldedNVAE(config)
+    network = make_folded_network(config)
 
     def decode(variables: Any, batch: Any, seed: Array, temperatures: Array) -> Array:
         values, given = batch["latents"], batch["given"]
@@ -161,7 +168,7 @@ def make_decoder(config: ModelConfig, space: Space) -> Callable[..., Array]:
 
 
 def prior_noise(
-    config: ModelConfig, number: int, temperatures: np.ndarray, seed: int
+    config: VAEConfig, number: int, temperatures: np.ndarray, seed: int
 ) -> list[np.ndarray]:
     """The noise of samples 0 to `number` - 1 of a seed, (N, h, w, Z) per group, top-down.
 
@@ -176,7 +183,7 @@ def prior_noise(
 
 
 def chosen_groups(
-    config: ModelConfig, scales: Sequence[int] | None, groups: Sequence[int] | None
+    config: VAEConfig, scales: Sequence[int] | None, groups: Sequence[int] | None
 ) -> np.ndarray:
     """Which groups are meant by numbers of scales, of groups, or both; by neither, all.
 
@@ -187,10 +194,12 @@ def chosen_groups(
     Raises:
       ConfigError: there is no such scale or group.
     """
-    scale_of = _scale_of_groups(config)
+    scale_of = scales_of_groups(config)
+    for name, numbers in (("scales", scales), ("groups", groups)):
+        require_several(config, name, numbers)
     if scales is None and groups is None:
         return np.ones(len(scale_of), bool)
-    last = {"scales": config.num_scales - 1, "groups": len(scale_of) - 1}
+    last = {"scales": scale_of[-1], "groups": len(scale_of) - 1}
     for name, numbers in (("scales", scales or ()), ("groups", groups or ())):
         inside = all(0 <= number <= last[name] for number in numbers)
         require(name, numbers, inside, f"0 to {last[name]}")
@@ -198,7 +207,7 @@ def chosen_groups(
 
 
 def top_groups(
-    config: ModelConfig, keep: Sequence[int] | None, unit: str, field: str = "keep"
+    config: VAEConfig, keep: Sequence[int] | None, unit: str, field: str = "keep"
 ) -> np.ndarray:
     """The first k groups or scales, for every k of `keep`; by default from none to all scales.
 
@@ -207,7 +216,8 @@ def top_groups(
     Raises:
       ConfigError: a k is not from 0 to their number.
     """
-    scale_of = _scale_of_groups(config)
+    scale_of = scales_of_groups(config)
+    require_several(config, field, keep, unit)
     place = scale_of if unit == "scales" else np.arange(len(scale_of))
     number = int(place[-1]) + 1
     keep = tuple(range(number + 1)) if keep is None else tuple(keep)
@@ -215,14 +225,30 @@ def top_groups(
     return place < np.asarray(keep)[:, None]
 
 
-def _scale_of_groups(config: ModelConfig) -> np.ndarray:
-    """The number of each group's scale, from the coarsest, (groups,)."""
-    return np.repeat(
-        np.arange(config.num_scales), [scale.groups for scale in reversed(config.scales)]
-    )
+def require_several(
+    config: VAEConfig, field: str, value: Sequence[int] | None, unit: str | None = None
+) -> None:
+    """Checks that an option that chooses scales or groups of latents has something to choose from.
+
+    An NVAE of one group is the smallest hierarchy, and may be asked for its only one.
+
+    Args:
+      config: of the model.
+      field: the option.
+      value: of it; None: it is not given.
+      unit: scales or groups; by default the option's name.
+
+    Raises:
+      ConfigError: the model has a single one.
+    """
+    unit = unit or field
+    number = config.total_groups if unit == "groups" else len(config.groups_per_scale)
+    fits = value is None or number > 1 or config.name == "nvae"
+    reason = f"none: a {config.name} has no {unit} from coarse to fine"
+    require(field, value, fits, reason)
 
 
-def check_latents(config: ModelConfig, groups: Sequence[np.ndarray | None], where: str) -> None:
+def check_latents(config: VAEConfig, groups: Sequence[np.ndarray | None], where: str) -> None:
     """Checks that arrays (N, h, w, Z), one per group, top-down, are a model's latents.
 
     Raises:
@@ -241,7 +267,7 @@ def check_latents(config: ModelConfig, groups: Sequence[np.ndarray | None], wher
     require(f"the number of images in {where}", counts, same, "one number above 0")
 
 
-def read_latents(config: ModelConfig, path: str | os.PathLike[str]) -> Latents:
+def read_latents(config: VAEConfig, path: str | os.PathLike[str]) -> Latents:
     """The latents in a file that the mode `encode` has written.
 
     Raises:
@@ -261,6 +287,6 @@ def read_latents(config: ModelConfig, path: str | os.PathLike[str]) -> Latents:
     return Latents(**found)
 
 
-def inputs_of(config: ModelConfig, x: np.ndarray) -> np.ndarray:
+def inputs_of(config: VAEConfig, x: np.ndarray) -> np.ndarray:
     """Images as they are shown, without the border."""
     return config.image.without_border(np.asarray(x))

@@ -14,39 +14,42 @@ from jax import Array, lax
 from jax.sharding import Mesh
 
 from nvae_jax.compilation import compiled_together, jit_on
+from nvae_jax.errors import require
 from nvae_jax.evaluation.batches import on_pixels, over_split
 from nvae_jax.evaluation.trained import TrainedModel, image_keys
-from nvae_jax.model.architecture import ModelConfig
-from nvae_jax.model.distributions import log_likelihood
-from nvae_jax.model.folding import FoldedNVAE
-from nvae_jax.model.nvae import NVAE
+from nvae_jax.model import mixture
+from nvae_jax.model.distributions import errors_of_classes, reconstruction_error
+from nvae_jax.model.families import make_folded_network, make_network
+from nvae_jax.model.vae import VAEConfig, no_noise
 from nvae_jax.parallel import batch_sharding, replicated
 
 if TYPE_CHECKING:
     from nvae_jax.data.sources import Source
 
 
-def make_validation_terms(config: ModelConfig, mesh: Mesh) -> Callable[..., dict[str, Array]]:
+def make_validation_terms(
+    config: VAEConfig, mesh: Mesh, has_posterior: bool = True
+) -> Callable[..., dict[str, Array]]:
     """A compiled function `(variables, batch, number)` to the terms of the NELBO of test images.
 
     Args:
       config: the model's configuration.
       mesh: the devices.
+      has_posterior: whether codes are drawn, see `Objective`; else they are the means.
 
     Returns: the function. Its batch is one of `eval_batches`, and the batch's number decides the
-      draws. It returns `reconstruction` (B,) and `group_kl` (B, groups) in nats, one draw per
-      image.
+      draws. It returns `reconstruction` (B,), see `reconstruction_error`, and, of a posterior,
+      `group_kl` (B, groups) in nats; one draw per image.
     """
-    model = NVAE(config)
+    model = make_network(config)
 
     def terms(variables: Any, x: Array, index: Array, number: Array) -> dict[str, Array]:
         del index
         key = jax.random.fold_in(jax.random.key(0), number)
-        output: Any = model.apply(variables, x, train=False, rngs={"sample": key})
-        return {
-            "reconstruction": -log_likelihood(config, output.logits, x),
-            "group_kl": output.kl,
-        }
+        noise = None if has_posterior else no_noise(config, len(x))
+        output: Any = model.apply(variables, x, False, noise, rngs={"sample": key})
+        error = {"reconstruction": reconstruction_error(config, output, x)}
+        return error | ({"group_kl": output.kl} if has_posterior else {})
 
     return jit_on(
         mesh,
@@ -57,7 +60,7 @@ def make_validation_terms(config: ModelConfig, mesh: Mesh) -> Callable[..., dict
 
 
 def make_validation(
-    config: ModelConfig, test: Source, batch_size: int, mesh: Mesh
+    config: VAEConfig, test: Source, batch_size: int, mesh: Mesh, has_posterior: bool = True
 ) -> Callable[..., dict[str, np.ndarray]]:
     """A function from a model's variables to means over the whole test split, one draw per image.
 
@@ -68,11 +71,13 @@ def make_validation(
       test: the test split.
       batch_size: images at a time, over all devices.
       mesh: the devices.
+      has_posterior: see `make_validation_terms`.
 
-    Returns: the function. It returns `nelbo`, `reconstruction` and `kl` in nats per image, and
-      `group_kl` (groups,), top-down. A second argument has it look at so many images only.
+    Returns: the function. It returns `reconstruction`; of a posterior, `kl` in nats per image and
+      `group_kl` (groups,), top-down; and, if the model's head is a likelihood, too, `nelbo`. A
+      second argument has it look at so many images only.
     """
-    terms = compiled_together(make_validation_terms(config, mesh), "validation")
+    terms = compiled_together(make_validation_terms(config, mesh, has_posterior), "validation")
 
     def validate(variables: Any, images: int | None = None) -> dict[str, np.ndarray]:
         index = np.arange(len(test))[:images]
@@ -85,8 +90,11 @@ def make_validation(
             name: np.concatenate([part[name] for part in parts]).mean(0, dtype=np.float64)
             for name in parts[0]
         }
-        means["kl"] = means["group_kl"].sum()
-        return means | {"nelbo": means["reconstruction"] + means["kl"]}
+        if has_posterior:
+            means["kl"] = means["group_kl"].sum()
+            if config.has_likelihood:
+                means["nelbo"] = means["reconstruction"] + means["kl"]
+        return means
 
     return validate
 
@@ -164,9 +172,22 @@ def importance_weighted_bound(
     return BoundEstimate(totals / (total_draws // sizes), elbo, means)
 
 
+def require_bound(model: TrainedModel) -> None:
+    """Checks that there is a bound of the likelihood.
+
+    Raises:
+      ConfigError: there is none; the message says why.
+    """
+    model_, objective = model.run.model, model.run.objective
+    allowed = "distributions of pixels, or there is no likelihood to bound"
+    require("model.likelihood", model_.likelihood, model_.has_likelihood, allowed)
+    allowed = "objectives whose codes have a density given the image, or there is no bound"
+    require("objective.name", objective.name, objective.has_posterior, allowed)
+
+
 @functools.cache
 def make_image_likelihood(
-    config: ModelConfig, counts: tuple[int, ...], draws_at_once: int = 1, seed: int = 0
+    config: VAEConfig, counts: tuple[int, ...], draws_at_once: int = 1, seed: int = 0
 ) -> Callable[[Any, Array, Array], dict[str, Array]]:
     """A function `(variables, x, index)` to what is known of each image's log-likelihood, in nats.
 
@@ -175,7 +196,7 @@ def make_image_likelihood(
     tower once per draw.
 
     Args:
-      config: the model's configuration; the variables are those of a `FoldedNVAE`.
+      config: the model's configuration; the variables are those that `fold` returns.
       counts: of draws, see `importance_weighted_bound`.
       draws_at_once: of each image; memory grows with it, but not with the counts.
       seed: of the draws.
@@ -184,7 +205,7 @@ def make_image_likelihood(
       the draws whose sum is the NELBO; `bounds` (B, P), negated, upper bounds of -log p(x); and
       `sampled_nelbo` (B,), which is the bound of one draw.
     """
-    model = FoldedNVAE(config)
+    model = make_folded_network(config)
 
     def likelihood(
         variables: Any, x: Array, index: Array, seed: int | Array = seed
@@ -200,8 +221,10 @@ def make_image_likelihood(
         def draw(numbers: Array) -> tuple[Array, Any]:
             keys = jax.vmap(lambda number: image_keys(seed, index, number))(numbers).reshape(-1)
             output: Any = model.apply(variables, encoded, False, keys, method="top_down")
-            log_px = log_likelihood(config, output.logits, images)
-            log_weights = log_px + output.log_p - output.log_q
+            log_px = -errors_of_classes(config, output, images)
+            marginal = mixture.marginal(output.class_logits, log_px)
+            log_weights = marginal + output.log_p - output.log_q
+            log_px = mixture.expected(output.class_logits, log_px)
             parts = log_weights, log_px, output.kl_per_image_and_channel
             log_weights, log_px, kl = (
                 part.reshape(draws_at_once, -1, *part.shape[1:]) for part in parts
@@ -237,7 +260,11 @@ def bounds_of_images(
       draws_at_once: of each image, see `make_image_likelihood`.
       seed: of the draws.
       batch_size: images at a time on each device.
+
+    Raises:
+      ConfigError: there is no bound.
     """
+    require_bound(model)
     arrays = {"x": x, "index": np.arange(len(x), dtype=np.uint32)}
     bounds = model.map(
         _bounds(model.config, draws, draws_at_once),
@@ -250,7 +277,7 @@ def bounds_of_images(
 
 
 @functools.cache
-def _bounds(config: ModelConfig, draws: int, draws_at_once: int) -> Callable[..., Array]:
+def _bounds(config: VAEConfig, draws: int, draws_at_once: int) -> Callable[..., Array]:
     likelihood = make_image_likelihood(config, (draws,), draws_at_once)
 
     def bounds(variables: Any, batch: Any, seed: Array) -> Array:

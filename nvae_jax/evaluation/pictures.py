@@ -9,24 +9,28 @@ import jax
 import numpy as np
 
 from nvae_jax.data.sources import Source
+from nvae_jax.evaluation.figures import pixels, two_panels
 from nvae_jax.evaluation.inputs import read_pixels
 from nvae_jax.evaluation.sampling import make_reconstructor, make_sampler
-from nvae_jax.model.architecture import ModelConfig
+from nvae_jax.model.vae import VAEConfig
 
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
 COLUMNS = 8
 
 
-def make_pictures(config: ModelConfig, test: Source) -> Callable[[Any], dict[str, np.ndarray]]:
+def make_pictures(
+    config: VAEConfig, test: Source, has_posterior: bool = True
+) -> Callable[[Any], dict[str, np.ndarray]]:
     """A function from a model's variables to its pictures, each (rows, columns, h, w, C) in [0, 1].
 
     `samples`: a row of COLUMNS images per temperature, all rows from the same noise.
     `reconstructions`: rows of test images, each above a row of their reconstructions. They have
     COLUMNS columns, or as many as there are test images.
-    The noise and the test images are the same at every call.
+    The noise and the test images are the same at every call. Without a posterior (see `Objective`),
+    reconstructions are those of the codes' means.
     """
     sample = make_sampler(config, COLUMNS)
-    reconstruct = make_reconstructor(config)
+    reconstruct = make_reconstructor(config, has_posterior)
     columns = min(COLUMNS, len(test))
     # From all over the split, because neighbours in it may look alike.
     count = min(2 * columns, len(test) // columns * columns)
@@ -49,7 +53,11 @@ def make_pictures(config: ModelConfig, test: Source) -> Callable[[Any], dict[str
 
 
 def draw_curves(
-    records: Sequence[Mapping[str, float]], baseline: float | None, title: str
+    records: Sequence[Mapping[str, float]],
+    baseline: float | None,
+    title: str,
+    criterion: str = "nelbo",
+    label: str = "NELBO, nats per image",
 ) -> np.ndarray:
     """Training and validation NELBO by step, and the training KL per group.
 
@@ -57,23 +65,26 @@ def draw_curves(
       records: what a run measured, in the order of steps, as `Records.read_metrics` returns it.
       baseline: NELBO of independent pixels, in nats per image; None: not known.
       title: of the picture.
+      criterion: the metric in place of the NELBO.
+      label: what to call it.
 
     Returns: (H, W, 3) in [0, 1].
     """
     import matplotlib
 
-    figure, (left, right) = _figure()
-    for name, label in (("train/nelbo", "training"), ("validation/nelbo", "validation")):
+    figure, (left, right) = two_panels()
+    for split, phase in (("train", "training"), ("validation", "validation")):
+        name = f"{split}/{criterion}"
         points = [(r["step"], r[name]) for r in records if name in r]
         if points:
-            left.plot(*zip(*points, strict=True), label=label, marker=".")
+            left.plot(*zip(*points, strict=True), label=phase, marker=".")
     if baseline is not None:
         left.axhline(baseline, color="grey", linestyle="--", label="independent pixels")
-        validated = (r["validation/nelbo"] for r in records if "validation/nelbo" in r)
-        lowest = min(validated, default=0.0)
+        name = f"validation/{criterion}"
+        lowest = min((r[name] for r in records if name in r), default=0.0)
         gap = abs(baseline - lowest)
         left.set_ylim(lowest - 0.1 * gap, baseline + 0.5 * gap)
-    left.set(xlabel="step", ylabel="NELBO, nats per image", title=title)
+    left.set(xlabel="step", ylabel=label, title=title)
     if left.lines:
         left.legend()
 
@@ -86,7 +97,7 @@ def draw_curves(
     right.set(xlabel="step", ylabel="KL, nats per image", title="KL of every group, from the top")
     if groups:
         right.legend()
-    return _pixels(figure)
+    return pixels(figure)
 
 
 def draw_groups(groups: Sequence[Mapping[str, float]]) -> np.ndarray:
@@ -97,7 +108,7 @@ def draw_groups(groups: Sequence[Mapping[str, float]]) -> np.ndarray:
 
     Returns: (H, W, 3) in [0, 1].
     """
-    figure, (left, right) = _figure()
+    figure, (left, right) = two_panels()
     numbers = range(len(groups))
     colors = [f"C{int(group['scale'])}" for group in groups]
     left.bar(numbers, [group["kl"] for group in groups], color=colors)
@@ -105,7 +116,7 @@ def draw_groups(groups: Sequence[Mapping[str, float]]) -> np.ndarray:
     right.bar(numbers, [group["channels"] for group in groups], color="lightgrey")
     right.bar(numbers, [group["active_channels"] for group in groups], color=colors)
     right.set(xlabel="group, from the top", ylabel="active channels")
-    return _pixels(figure)
+    return pixels(figure)
 
 
 def draw_bounds(bounds: Sequence[Mapping[str, float]], elbo: float) -> np.ndarray:
@@ -117,7 +128,7 @@ def draw_bounds(bounds: Sequence[Mapping[str, float]], elbo: float) -> np.ndarra
 
     Returns: (H, W, 3) in [0, 1].
     """
-    figure, (left, right) = _figure()
+    figure, (left, right) = two_panels()
     draws = [bound["draws"] for bound in bounds]
     nats = np.asarray([-bound["nats"] for bound in bounds])
     errors = [bound["standard_error"] for bound in bounds]
@@ -127,20 +138,4 @@ def draw_bounds(bounds: Sequence[Mapping[str, float]], elbo: float) -> np.ndarra
     left.legend()
     right.plot(draws, nats - nats[0], marker="o")
     right.set(xscale="log", xlabel="draws K", ylabel="gain on one draw, nats per image")
-    return _pixels(figure)
-
-
-def _figure() -> tuple[Any, Any]:
-    """A figure of two panels side by side."""
-    import matplotlib.figure
-
-    figure = matplotlib.figure.Figure(figsize=(11, 4), layout="constrained")
-    return figure, figure.subplots(1, 2)
-
-
-def _pixels(figure: Any) -> np.ndarray:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3] / 255.0
+    return pixels(figure)

@@ -24,7 +24,8 @@ from nvae_jax.errors import reading
 from nvae_jax.evaluation.batch_statistics import BatchStatistics
 from nvae_jax.evaluation.inputs import fixed_split
 from nvae_jax.evaluation.trained import TrainedModel
-from nvae_jax.model import NVAE, ModelConfig
+from nvae_jax.model import VAEConfig
+from nvae_jax.model.families import make_network
 from nvae_jax.parallel import replicated
 
 BATCHES, BATCH_SIZE = 500, 16  # of the original (NVAE, §4.2)
@@ -82,8 +83,8 @@ def _finite(batch_stats: Any) -> Any:
 
 
 @functools.cache
-def _update(config: ModelConfig, batch_size: int) -> Callable[..., Any]:
-    network = NVAE(config)
+def _update(config: VAEConfig, batch_size: int) -> Callable[..., Any]:
+    network = make_network(config)
 
     def update(
         batch_stats: Any, params: Any, seed: Array, number: Array, temperatures: Array

@@ -10,29 +10,29 @@ import jax
 import numpy as np
 from jax import Array
 
+from nvae_jax.errors import require
 from nvae_jax.evaluation.trained import TrainedModel, image_keys
-from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.distributions import image_distribution
-from nvae_jax.model.folding import FoldedNVAE
-from nvae_jax.model.nvae import NVAE
+from nvae_jax.model.families import make_folded_network, make_network
+from nvae_jax.model.vae import VAEConfig, no_noise
 
 Pixels = Literal["mean", "sample"]
 
 
-def decoded_mean(config: ModelConfig, logits: Array) -> Array:
+def decoded_mean(config: VAEConfig, logits: Array) -> Array:
     """The mean image of the decoder's distribution, without the border: (B, h, w, C) in [0, 1]."""
     return config.image.without_border(image_distribution(config, logits).mean())
 
 
 def make_sampler(
-    config: ModelConfig, num_images: int
+    config: VAEConfig, num_images: int
 ) -> Callable[[Any, Array, Array | float], Array]:
     """A compiled function `(variables, key, temperature) → images` from the prior.
 
     Images are decoder means, (num_images, h, w, C) in [0, 1]. The temperature multiplies the
     prior's sigma: one number, or one per group (groups,), top-down.
     """
-    model = NVAE(config)
+    model = make_network(config)
 
     def sample(variables: Any, key: Array, temperature: Array | float) -> Array:
         logits: Any = model.apply(
@@ -43,15 +43,17 @@ def make_sampler(
     return jax.jit(sample)
 
 
-def make_reconstructor(config: ModelConfig) -> Callable[..., Array]:
+def make_reconstructor(config: VAEConfig, has_posterior: bool = True) -> Callable[..., Array]:
     """A compiled function `(variables, x, key) → images`: decoder means given posterior draws.
 
-    x is (B, H, W, C) in [0, 1]; the images are (B, h, w, C), without the border.
+    x is (B, H, W, C) in [0, 1]; the images are (B, h, w, C), without the border. Without a
+    posterior (see `Objective`), they are those of the codes' means.
     """
-    model = NVAE(config)
+    model = make_network(config)
 
     def reconstruct(variables: Any, x: Array, key: Array) -> Array:
-        output: Any = model.apply(variables, x, train=False, rngs={"sample": key})
+        noise = None if has_posterior else no_noise(config, len(x))
+        output: Any = model.apply(variables, x, False, noise, rngs={"sample": key})
         return decoded_mean(config, output.logits)
 
     return jax.jit(reconstruct)
@@ -89,12 +91,17 @@ def sample_batches(
 
 
 @functools.cache
-def make_draw(config: ModelConfig, pixels: Pixels = "mean") -> Callable[..., Array]:
+def make_draw(config: VAEConfig, pixels: Pixels = "mean") -> Callable[..., Array]:
     """A function `(variables, index, seed, temperatures) → images` from the prior, for `jit`.
 
-    The variables are those of a `FoldedNVAE`. See `sample_batches`.
+    The variables are those that `fold` returns. See `sample_batches`.
+
+    Raises:
+      ConfigError: pixels are to be drawn that have no distribution.
     """
-    network = FoldedNVAE(config)
+    allowed = f"mean: model.likelihood = {config.likelihood!r} is no distribution of pixels"
+    require("pixels", pixels, pixels == "mean" or config.has_likelihood, allowed)
+    network = make_folded_network(config)
 
     def draw(variables: Any, index: Array, seed: Array, temperatures: Array) -> Array:
         keys = image_keys(seed, index)
@@ -108,7 +115,7 @@ def make_draw(config: ModelConfig, pixels: Pixels = "mean") -> Callable[..., Arr
     return draw
 
 
-def sampled_pixels(config: ModelConfig, logits: Array, keys: Array) -> Array:
+def sampled_pixels(config: VAEConfig, logits: Array, keys: Array) -> Array:
     """Draws from the decoder's distribution, one key per image (B,), without the border."""
 
     def one(logits: Array, key: Array) -> Array:

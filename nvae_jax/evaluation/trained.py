@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from nvae_jax.compilation import jit_on
 from nvae_jax.errors import require
 from nvae_jax.evaluation.batches import Compute, Progress, on_pixels, over_arrays, over_split
-from nvae_jax.model import ModelConfig, variable_shapes
-from nvae_jax.model.folding import fold
+from nvae_jax.model import VAEConfig, variable_shapes
+from nvae_jax.model.families import fold
 from nvae_jax.parallel import make_mesh, replicated
 
 if TYPE_CHECKING:  # not needed by the compiled functions, which run with JAX and Flax alone
@@ -49,7 +49,7 @@ class TrainedModel:
     log: Callable[[str], None]
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> VAEConfig:
         """The model's configuration."""
         return self.run.model
 
@@ -64,7 +64,7 @@ class TrainedModel:
 
     @functools.cached_property
     def folded(self) -> dict[str, Any]:
-        """The variables of a `FoldedNVAE`."""
+        """The variables that `fold` returns."""
         return self.compile(functools.partial(fold, self.config))(self.variables)
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -210,7 +210,7 @@ def image_keys(seed: int | Array, index: Array | np.ndarray, draw: int | Array =
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
-def image_noise(config: ModelConfig, keys: Array, scale: float | Array = 1.0) -> list[Array]:
+def image_noise(config: VAEConfig, keys: Array, scale: float | Array = 1.0) -> list[Array]:
     """Standard-normal noise from one key per image (B,), times `scale`: (B, h, w, Z) per group."""
     parts = jax.vmap(lambda key: jax.random.split(key, config.total_groups))(keys)
     return [
@@ -219,17 +219,22 @@ def image_noise(config: ModelConfig, keys: Array, scale: float | Array = 1.0) ->
     ]
 
 
-def group_temperatures(config: ModelConfig, values: tuple[float, ...]) -> np.ndarray:
+def group_temperatures(config: VAEConfig, values: tuple[float, ...]) -> np.ndarray:
     """Temperatures (groups,), top-down, from one for all, one per scale or one per group.
 
     Raises:
       ConfigError: there is another number of values, or a negative one.
     """
-    scales = [s for s, scale in enumerate(config.scales[::-1]) for _ in range(scale.groups)]
-    lengths = {1: [0] * len(scales), config.num_scales: scales, len(scales): range(len(scales))}
-    allowed = (
-        f"1, {len(config.scales)} (one per scale) or {len(scales)} (one per group) numbers >= 0"
-    )
+    groups, scales = config.total_groups, len(config.groups_per_scale)
+    numbers = scales_of_groups(config).tolist()
+    lengths = {1: [0] * groups, scales: numbers, groups: list(range(groups))}
+    allowed = f"1, {scales} (one per scale) or {groups} (one per group) numbers >= 0"
     fits = len(values) in lengths and all(0 <= v < math.inf for v in values)
     require("temperature", values, fits, allowed)
     return np.asarray([values[i] for i in lengths[len(values)]], np.float32)
+
+
+def scales_of_groups(config: VAEConfig) -> np.ndarray:
+    """The number of each group's scale, from the coarsest, (groups,)."""
+    groups = config.groups_per_scale
+    return np.repeat(np.arange(len(groups)), groups)

@@ -16,7 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from nvae_jax.errors import reading, require
-from nvae_jax.model import ModelConfig, variable_shapes
+from nvae_jax.model import VAEConfig, variable_shapes
 
 _KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 _STATISTICS = ("mean", "var")
@@ -76,7 +76,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray
     return arrays, description
 
 
-def read_weights(config: ModelConfig, path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_weights(config: VAEConfig, path: str | os.PathLike[str]) -> dict[str, Any]:
     """`params` and `batch_stats` of a model from a file that the mode `export` has written.
 
     Raises:

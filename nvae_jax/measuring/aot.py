@@ -17,7 +17,10 @@ from nvae_jax.measuring.compiled import compile_for
 from nvae_jax.measuring.hlo import Traffic
 from nvae_jax.measuring.workloads import STEPS_PER_EPOCH
 from nvae_jax.model.architecture import ModelConfig, Remat
-from nvae_jax.training.fitting import device_memory, required_memory
+from nvae_jax.model.vae import VAEConfig
+from nvae_jax.objectives.base import Objective
+from nvae_jax.objectives.table import ELBO
+from nvae_jax.training.fitting import device_memory, recomputes, required_memory
 from nvae_jax.training.program import make_program
 
 GIB = 2**30
@@ -71,9 +74,11 @@ class Report:
         )
 
 
-def compile_step(config: ModelConfig, training: TrainingConfig, mesh: Mesh) -> Report:
+def compile_step(
+    config: VAEConfig, training: TrainingConfig, mesh: Mesh, objective: Objective = ELBO
+) -> Report:
     """Compiles the update that `training.loop` runs, for the devices of `mesh`."""
-    program = make_program(config, training, STEPS_PER_EPOCH, mesh, flip=True)
+    program = make_program(config, training, STEPS_PER_EPOCH, mesh, flip=True, objective=objective)
     compiled = compile_for(program.update, program.state, program.batch, devices=mesh.size)
     return Report(
         devices=mesh.size,
@@ -90,22 +95,28 @@ def compile_step(config: ModelConfig, training: TrainingConfig, mesh: Mesh) -> R
 
 
 def candidates(
-    config: ModelConfig, training: TrainingConfig, mesh: Mesh
-) -> Iterator[tuple[ModelConfig, TrainingConfig]]:
+    config: VAEConfig, training: TrainingConfig, mesh: Mesh
+) -> Iterator[tuple[VAEConfig, TrainingConfig]]:
     """Settings that may fit, cheapest first: more recomputation, then more parts of the batch."""
     images = training.batch_size // mesh.size
     numbers = [number for number in range(2, images + 1) if images % number == 0]
     ways: list[tuple[Remat, int]] = [("none", 1)]
-    if mesh.devices.flat[0].platform == "cpu":  # where recomputation saves nothing
+    if (
+        not recomputes(config) or mesh.devices.flat[0].platform == "cpu"
+    ):  # where it would save nothing
         ways += [("none", number) for number in numbers]
     else:
         ways += [("cell", 1), ("group", 1), ("offload", 1)]
         ways += [("group", number) for number in numbers]
     for remat, parts in ways:
         yield (
-            dataclasses.replace(config, remat=remat),
+            _with_remat(config, remat),
             dataclasses.replace(training, accumulation_steps=parts),
         )
+
+
+def _with_remat(config: VAEConfig, remat: Remat) -> VAEConfig:
+    return dataclasses.replace(config, remat=remat) if isinstance(config, ModelConfig) else config
 
 
 def make_devices(topology: str | None) -> tuple[list[Any], float | None]:
@@ -140,7 +151,10 @@ def make_devices(topology: str | None) -> tuple[list[Any], float | None]:
 
 
 def search(
-    tried: Iterable[tuple[ModelConfig, TrainingConfig]], mesh: Mesh, limit: float | None
+    tried: Iterable[tuple[VAEConfig, TrainingConfig]],
+    mesh: Mesh,
+    limit: float | None,
+    objective: Objective = ELBO,
 ) -> tuple[list[Report], bool]:
     """Compiles one setting after the other, until one fits `limit` bytes; prints every result.
 
@@ -149,7 +163,7 @@ def search(
     reports = []
     for config, training in tried:
         try:
-            report = compile_step(config, training, mesh)
+            report = compile_step(config, training, mesh, objective)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -164,8 +178,9 @@ def search(
         print(f"  a run needs  {required / GIB:.2f} GiB", flush=True)
         if limit is None or required <= limit:
             says = "the memory of the device is unknown" if limit is None else "fits"
+            remat = f"--config.model.remat={report.remat} " if recomputes(config) else ""
             print(
-                f"  {says:11}  --config.model.remat={report.remat} "
+                f"  {says:11}  {remat}"
                 f"--config.training.accumulation_steps={report.accumulation_steps}"
             )
             return reports, True

@@ -25,6 +25,7 @@ from nvae_jax.measuring.operations import measure_operations
 from nvae_jax.measuring.results import read_json
 from nvae_jax.measuring.roofline import measure_machine
 from nvae_jax.measuring.timing import Row
+from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.parallel import make_mesh
 
 # In the order of measurement: the peak of the memory in use is the update's.
@@ -89,14 +90,17 @@ def measure_run(
     Raises:
       ConfigError: the settings do not describe a run, or their dataset is not here.
     """
+    run = read_run(with_data(settings))
+    nvae: Any = run.model
+    has_operations = "operations" not in parts or isinstance(nvae, ModelConfig)
+    require("--what", "operations", has_operations, "with model.name = 'nvae' only")
     reads = real or "load" in parts
     require("--real or --what=load", reads, not reads or "data" in settings, "with a data section")
-    run = read_run(with_data(settings))
     model, training = run.model, run.training
     mesh = make_mesh(devices, training.parameter_shards)
     dataset = run.open_data() if reads else None
     batch = real_batch(dataset, run.loading, training) if real else None
-    work = workloads.Workload(model, training, mesh, repeats, batch)
+    work = workloads.Workload(model, training, mesh, repeats, batch, run.objective)
     images = training.batch_size
     measurements = {
         "train": lambda: step_split.train(work),
@@ -104,7 +108,7 @@ def measure_run(
         "evaluate": lambda: workloads.evaluate(work),
         "compile": lambda: workloads.compilation(work),
         "load": lambda: workloads.load(dataset, run.loading, images, training.seed, repeats),
-        "operations": lambda: measure_operations(model, images // mesh.size, repeats),
+        "operations": lambda: measure_operations(nvae, images // mesh.size, repeats),
     }
     rows: list[Row] = []
     for part in parts:

@@ -19,7 +19,8 @@ from nvae_jax.fields import from_mapping
 from nvae_jax.measuring.aot import GIB, Report, make_devices, search
 from nvae_jax.measuring.hlo import Traffic
 from nvae_jax.measuring.results import markdown, new_figure, read_json, save_figure
-from nvae_jax.model.architecture import ModelConfig
+from nvae_jax.model.families import model_config
+from nvae_jax.model.vae import VAEConfig
 from nvae_jax.parallel import check_batch_size, make_mesh
 
 DEVICES = "chips"  # the field of cases that differ in their slice
@@ -108,7 +109,7 @@ def parse_values(text: str) -> tuple[str, list[Any]]:
 
 def settings(
     run: RunConfig, varied: Sequence[tuple[str, list[Any]]]
-) -> list[tuple[str, Any, ModelConfig, TrainingConfig]]:
+) -> list[tuple[str, Any, VAEConfig, TrainingConfig]]:
     """What to compile: for each value of the first field, with all fields that change along.
 
     Args:
@@ -128,16 +129,14 @@ def settings(
             )
     cases = []
     for index, value in enumerate(first):
-        sections = {
-            "model": dataclasses.asdict(run.model),
-            "training": dataclasses.asdict(run.training),
-        }
+        saved = run.to_dict()
+        sections = {name: saved[name] for name in ("model", "training")}
         for name, values in varied:
             section, _, key = name.partition(".")
             require("--vary", name, section in sections, "fields of model, training")
             sections[section][key] = values[index]
         # Without `read_run`, which would refuse an image shape that is not the data's.
-        model = from_mapping(ModelConfig, sections["model"], "model")
+        model = model_config(sections["model"])
         training = from_mapping(TrainingConfig, sections["training"], "training")
         cases.append((field, value, model, training))
     return cases
@@ -171,7 +170,7 @@ def compile_cases(
     cases = []
     for topology, field, value, one, mesh, limit in planned:
         print(f"{topology}, {field} {value}", flush=True)
-        reports, fits = search([one], mesh, limit)
+        reports, fits = search([one], mesh, limit, run.objective)
         cases += [Case(topology, field, value, report) for report in reports if fits]
     return cases
 

@@ -15,15 +15,19 @@ from nvae_jax.measuring.compiled import Compiled, compile_for
 from nvae_jax.measuring.timing import WARM_UP, Row, measure
 from nvae_jax.measuring.workloads import STEPS_PER_EPOCH, Workload
 from nvae_jax.model.tower import loop_unroll
+from nvae_jax.objectives.base import Turn
 from nvae_jax.training.optimizer import make_links
 from nvae_jax.training.program import batch_pixels
-from nvae_jax.training.step import apply_updates, make_loss, mean_over_parts
+from nvae_jax.training.step import averaged, make_turns, mean_over_parts
 
 BETA, REGULARIZATION = 0.5, 1e-2  # weights of the middle of training; they cost the same at any
 
 
 def train(work: Workload) -> list[Row]:
-    """The update and its parts, see `split`. The state of `work` goes on by some steps."""
+    """The update and its parts, see `split`. The state of `work` goes on by some steps.
+
+    An update of several turns, or without regularisers, is measured as a whole only.
+    """
     size = work.mesh.size
     update = compile_for(work.program.update, work.state, work.batch, devices=size)
 
@@ -35,10 +39,16 @@ def train(work: Workload) -> list[Row]:
     for _ in range(WARM_UP):
         jax.block_until_ready(step())
     peak = (work.mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use")
-    calls, counts = _parts(work)
+    turns = make_turns(work.model, work.training, STEPS_PER_EPOCH, work.objective)
+    calls: dict[str, Callable[[], Any]] = {}
+    counts: dict[str, dict[str, Any]] = {}
+    if len(turns) == 1 and work.training.regularization:  # or it has other parts than these
+        calls, counts = _parts(work, turns[0])
     seconds = measure({"step": step, **calls}, work.repeats)
     images = work.training.batch_size
     rows = [Row("train", "step", seconds["step"], images, **update.counts, peak=peak)]
+    if not calls:
+        return rows
     for name, values in split(seconds).items():
         rows.append(Row("train", name, values, **counts.get(name, {})))
     return rows
@@ -66,14 +76,16 @@ def split(seconds: Mapping[str, list[float]]) -> dict[str, list[float]]:
     return parts | {"rest": rest}
 
 
-def _parts(work: Workload) -> tuple[dict[str, Callable[[], Any]], dict[str, dict[str, Any]]]:
+def _parts(
+    work: Workload, turn: Turn
+) -> tuple[dict[str, Callable[[], Any]], dict[str, dict[str, Any]]]:
     """The functions that `split` requires beside the step, and the counts of each, by name."""
     training, devices = work.training, work.mesh.size
     key = jax.random.key(training.seed)
     links = make_links(training, STEPS_PER_EPOCH, work.mesh)
     spectral = links.pop("spectral")
     others = optax.named_chain(*links.items())
-    loss = make_loss(work.model, training)
+    loss = turn.loss
     compiled: dict[str, Compiled] = {}
     calls: dict[str, Callable[[], Any]] = {}
 
@@ -106,7 +118,8 @@ def _parts(work: Workload) -> tuple[dict[str, Callable[[], Any]], dict[str, dict
         updates, opt_state = others.update(
             gradient, opt_state, params, regularization=REGULARIZATION
         )
-        return *apply_updates(training, updates, params, ema_params), opt_state
+        params = optax.apply_updates(params, updates)
+        return params, averaged(training, params, ema_params), opt_state
 
     x = add("input", prepare, lambda: (work.batch, work.state.seed))
 

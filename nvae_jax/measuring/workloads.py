@@ -21,8 +21,10 @@ from nvae_jax.evaluation.likelihood import make_image_likelihood, make_validatio
 from nvae_jax.evaluation.sampling import make_draw, make_sampler
 from nvae_jax.measuring.compiled import compile_for
 from nvae_jax.measuring.timing import Row, images_per_second, measure
-from nvae_jax.model.architecture import ModelConfig
-from nvae_jax.model.folding import fold
+from nvae_jax.model.families import fold
+from nvae_jax.model.vae import VAEConfig
+from nvae_jax.objectives.base import Objective
+from nvae_jax.objectives.table import ELBO
 from nvae_jax.parallel import batch_sharding, replicated, shard_batch
 from nvae_jax.training.program import make_program
 from nvae_jax.training.state import TrainState
@@ -40,19 +42,24 @@ class Workload:
       mesh: the devices.
       repeats: measurements of each row.
       batch: as the loader makes it; None: images of random bytes, the same every time.
+      objective: what is minimised.
     """
 
     def __init__(
         self,
-        model: ModelConfig,
+        model: VAEConfig,
         training: TrainingConfig,
         mesh: Mesh,
         repeats: int,
         batch: Mapping[str, np.ndarray] | None = None,
+        objective: Objective = ELBO,
     ):
+        self.objective = objective
         self.model, self.training, self.mesh, self.repeats = model, training, mesh, repeats
         self.flip = not model.image.binarize
-        self.program = make_program(model, training, STEPS_PER_EPOCH, mesh, flip=self.flip)
+        self.program = make_program(
+            model, training, STEPS_PER_EPOCH, mesh, flip=self.flip, objective=objective
+        )
         self.batch = shard_batch(mesh, dict(batch or random_batch(self.program.batch)))
         self._state: TrainState | None = None
 

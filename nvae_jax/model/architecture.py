@@ -78,6 +78,8 @@ class ModelConfig(VAEConfig):
 
     name: ClassVar[str] = "nvae"
 
+    likelihood: Literal["bernoulli", "logistic_mixture", "normal"] = "logistic_mixture"
+
     # The latent scales, each half as large as the one before, and the groups of latents in each.
     num_scales: int = 1
     num_groups: int = 1  # at the finest scale
@@ -102,7 +104,6 @@ class ModelConfig(VAEConfig):
     flow: Literal["shift", "mixture_logistic"] = "shift"
 
     # How it runs, not what it computes.
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; all else is float32
     # What the backward pass recomputes; offload: per group, with the inputs in host memory.
     remat: Remat = "none"
     unroll: bool | None = None  # the groups of a scale without a loop; None: on CPU only
@@ -125,6 +126,11 @@ class ModelConfig(VAEConfig):
                 self.decoder_channels == self.encoder_channels,
                 f"encoder_channels ({self.encoder_channels}) in a model of one group",
             )
+
+    @property
+    def quick_to_compile(self) -> ModelConfig:
+        """The same model with loops."""
+        return dataclasses.replace(self, unroll=False)
 
     @property
     def one_group(self) -> bool:

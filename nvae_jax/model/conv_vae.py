@@ -1,4 +1,4 @@
-"""The plain convolutional VAE: one vector of latents under a Normal prior.
+"""The plain convolutional VAE: one code per image under a Normal prior, and a class if asked for.
 
 The network that most libraries and courses give as "a VAE": strided convolutions with batch norm
 and ReLU, dense mean and log-variance, and the mirror image as decoder.
@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from nvae_jax.model import mixture
 from nvae_jax.model.convolution import Conv, uniform_fan_in
 from nvae_jax.model.distributions import Normal, num_image_parameters
 from nvae_jax.model.normalization import BatchNorm
@@ -31,20 +32,17 @@ class ConvVAEConfig(VAEConfig):
 
     name: ClassVar[str] = "conv_vae"
 
-    # Squared error is the plain network's: pixels through a ReLU, scored by their mean square. It
-    # is no likelihood, so there are no nats and no bounds.
-    likelihood: Literal["bernoulli", "logistic_mixture", "normal", "squared_error"] = (
-        "logistic_mixture"
-    )
-    widths: tuple[int, ...] = (16, 32, 64, 128, 256)  # channels, doubling as sides are halved
+    widths: tuple[int, ...] = (16, 32, 64, 128, 256)  # channels after every halving of the sides
     num_latents: int = 128
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; all else is float32
+    num_classes: int = 0  # of a discrete code beside the latents; 0: none
 
     def __post_init__(self):
         super().__post_init__()
         fits = 1 <= len(self.widths) <= 16 and all(1 <= width <= 2**14 for width in self.widths)
         self._require("widths", fits, "1 to 16 numbers from 1 to 16384")
         self._require_range("num_latents", 1, 2**14)
+        allowed = "0, or 2 to 1024"
+        self._require("num_classes", self.num_classes in (0, *range(2, 1025)), allowed)
         divisor = 2 ** len(self.widths)
         height, width, _ = self.image_shape
         divides = not (height % divisor or width % divisor)
@@ -53,13 +51,14 @@ class ConvVAEConfig(VAEConfig):
 
     @property
     def latent_shapes(self) -> tuple[tuple[int, int, int], ...]:
-        """(height, width, latents) of the one group."""
-        return ((1, 1, self.num_latents),)
+        """(height, width, latents) of the code, and of the class before it."""
+        classes = ((1, 1, self.num_classes),) if self.num_classes else ()
+        return (*classes, (1, 1, self.num_latents))
 
     @property
     def groups_per_scale(self) -> tuple[int, ...]:
-        """One group in one scale."""
-        return (1,)
+        """All in one scale."""
+        return (len(self.latent_shapes),)
 
     @property
     def feature_shape(self) -> tuple[int, int, int]:
@@ -109,20 +108,22 @@ class Dense(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images to mean and log-variance of the latents."""
+    """Images to mean and log-variance of the code, and logits of the classes."""
 
     config: ConvVAEConfig
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """(B, H, W, C) in [0, 1] → (B, 2Z)."""
+        """(B, H, W, C) in [0, 1] → (B, 2Z + K)."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         for i, width in enumerate(config.widths):
             conv = Conv(width, _KERNEL, 2, weight_norm=False, dtype=dtype, name=f"conv_{i}")
             x = BatchNorm(jax.nn.relu, _NEW_WEIGHT, name=f"norm_{i}")(conv(x), train)
         x = x.reshape(len(x), -1)
-        names = ("mean", "log_variance")
-        return jnp.concatenate([Dense(config.num_latents, name=name)(x) for name in names], -1)
+        sizes = {"mean": config.num_latents, "log_variance": config.num_latents}
+        if config.num_classes:
+            sizes["classes"] = config.num_classes
+        return jnp.concatenate([Dense(size, name=name)(x) for name, size in sizes.items()], -1)
 
 
 class Decoder(nn.Module):
@@ -131,11 +132,12 @@ class Decoder(nn.Module):
     config: ConvVAEConfig
 
     @nn.compact
-    def __call__(self, z: Array, train: bool) -> Array:
-        """(B, 1, 1, Z) → (B, H, W, parameters)."""
+    def __call__(self, z: Array, y: Array | None, train: bool) -> Array:
+        """Codes (B, Z) and one-hot classes (B, K), where there are some → (B, H, W, parameters)."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         shape = config.feature_shape
-        x = Dense(math.prod(shape), name="projection")(z.reshape(len(z), -1))
+        code = z if y is None else jnp.concatenate([z, y], -1)
+        x = Dense(math.prod(shape), name="projection")(code)
         x = x.reshape(-1, *shape)
         for i, width in enumerate((*config.widths[-2::-1], config.widths[0])):
             conv = TransposedConv(width, dtype, name=f"conv_{i}")
@@ -146,7 +148,7 @@ class Decoder(nn.Module):
 
 
 class ConvVAE(VAE):
-    """One group of latents, without a place in the image: (B, 1, 1, Z)."""
+    """One code per image, (B, 1, 1, Z), after a class, (B, 1, 1, K), where there is one."""
 
     config: ConvVAEConfig
 
@@ -156,35 +158,56 @@ class ConvVAE(VAE):
         self.decoder = Decoder(self.config)
 
     def bottom_up(self, x: Array, train: bool) -> Encoded:
-        """See `VAE`: mean and log-variance side by side, (B, 2Z)."""
+        """See `VAE`: mean, log-variance and logits of the classes side by side, (B, 2Z + K)."""
         self._check_images(x)
         return self.encoder(x, train), []
 
     def top_down(self, encoded: Encoded, train: bool, noise: Noise | None = None) -> VAEOutput:
         """See `VAE`."""
-        (posterior,) = self.posteriors(encoded)
+        *class_noise, style_noise = self._draws(noise, len(encoded[0]))
+        posterior, class_logits = self.posterior(encoded)
         prior = Normal(jnp.zeros(()), jnp.ones(()))
-        z = posterior.sample(self._draw(noise, len(posterior.mean)))
-        kl = posterior.kl(prior)[:, 0, 0]
+        z = posterior.sample(style_noise[:, 0, 0])
+        kl = posterior.kl(prior)[:, None]
+        if class_logits is None:
+            every, logits = None, self.decoder(z, None, train)
+        else:
+            every = mixture.decode_classes(
+                lambda z, y: self.decoder(z, y, train), z, self.config.num_classes
+            )
+            y = mixture.draw_class(class_logits, class_noise[0][:, 0, 0])
+            logits = jnp.einsum("bk,bk...->b...", y, every.astype(y.dtype))
+            kl = self._with_class_kl(class_logits, kl)
         return VAEOutput(
-            logits=self.decoder(z, train),
-            log_q=posterior.log_prob(z).sum((1, 2, 3)),
-            log_p=prior.log_prob(z).sum((1, 2, 3)),
-            kl=kl.sum(-1, keepdims=True),
-            kl_per_channel=kl.mean(0, keepdims=True),
-            kl_per_image_and_channel=kl[:, None],
+            logits=logits,
+            log_q=posterior.log_prob(z).sum(1),
+            log_p=prior.log_prob(z).sum(1),
+            kl=kl.sum(-1),
+            kl_per_channel=kl.mean(0),
+            kl_per_image_and_channel=kl,
+            posterior=posterior,
+            codes=z,
+            class_logits=class_logits,
+            logits_of_classes=every,
         )
 
-    def posteriors(self, encoded: Encoded) -> list[Normal]:
-        """The posterior of every group of latents, (B, 1, 1, Z)."""
-        mean, log_variance = jnp.split(encoded[0][:, None, None], 2, axis=-1)
-        return [Normal(mean, jnp.exp(log_variance / 2))]
+    def posterior(self, encoded: Encoded) -> tuple[Normal, Array | None]:
+        """The posterior of the codes, (B, Z), and of the classes, logits (B, K)."""
+        latents = self.config.num_latents
+        mean, log_variance, class_logits = jnp.split(encoded[0], (latents, 2 * latents), axis=-1)
+        normal = Normal(mean, jnp.exp(log_variance / 2))
+        return normal, class_logits if self.config.num_classes else None
 
     def encode(self, x: Array, noise: Noise | None = None) -> Latents:
-        """See `VAE`."""
-        (posterior,) = self.posteriors(self.bottom_up(x, False))
-        z = posterior.sample(self._draw(noise, len(x)))
-        return Latents(values=[z], noise=[z])
+        """See `VAE`; a class is one of K numbers that is 1, and without noise the likeliest."""
+        *class_noise, style_noise = self._draws(noise, len(x))
+        posterior, class_logits = self.posterior(self.bottom_up(x, False))
+        z = posterior.sample(style_noise[:, 0, 0])[:, None, None]
+        if class_logits is None:
+            return Latents(values=[z], noise=[z])
+        (draws,) = class_noise
+        y = mixture.draw_class(class_logits, draws[:, 0, 0])[:, None, None]
+        return Latents(values=[y, z], noise=[mixture.noise_of_class(y, draws), z])
 
     def decode(
         self,
@@ -194,13 +217,13 @@ class ConvVAE(VAE):
         noise: Noise | None = None,
     ) -> Array:
         """See `VAE`."""
-        num_images = len(latents[0])
+        num_images, groups = len(latents[0]), self.config.total_groups
         self._check_shapes("latents", latents, num_images)
-        (z,) = latents
         if given is not None:
-            drawn = jnp.reshape(temperature, -1)[0] * self._draw(noise, num_images)
-            z = jnp.where(jnp.broadcast_to(given, (num_images, 1))[:, :, None, None], z, drawn)
-        return self.decoder(z, False)
+            chosen = jnp.broadcast_to(given, (num_images, groups)).T[..., None, None, None]
+            drawn = self._prior(num_images, temperature, noise)
+            latents = [jnp.where(c, z, d) for c, z, d in zip(chosen, latents, drawn, strict=True)]
+        return self._decode(latents, False)
 
     def sample_prior(
         self,
@@ -209,10 +232,34 @@ class ConvVAE(VAE):
         noise: Noise | None = None,
         train: bool = False,
     ) -> Array:
-        """See `VAE`."""
-        z = jnp.reshape(temperature, -1)[0] * self._draw(noise, num_images)
-        return self.decoder(z, train)
+        """See `VAE`; classes are equally likely, at any temperature."""
+        return self._decode(self._prior(num_images, temperature, noise), train)
 
-    def _draw(self, noise: Noise | None, num_images: int) -> Array:
-        """Standard-normal noise (B, 1, 1, Z)."""
-        return draw(self._noise(noise, num_images)[0], (num_images, 1, 1, self.config.num_latents))
+    def _decode(self, latents: Sequence[Array], train: bool) -> Array:
+        *y, z = (x[:, 0, 0] for x in latents)
+        return self.decoder(z, *(y or [None]), train)
+
+    def _prior(
+        self, num_images: int, temperature: float | Array, noise: Noise | None
+    ) -> list[Array]:
+        *class_noise, style_noise = self._draws(noise, num_images)
+        temperatures = jnp.broadcast_to(temperature, (self.config.total_groups,))
+        classes = [mixture.draw_class(jnp.zeros_like(draws), draws) for draws in class_noise]
+        return [*classes, temperatures[-1] * style_noise]
+
+    def _draws(self, noise: Noise | None, num_images: int) -> list[Array]:
+        """Standard-normal noise of every group of latents."""
+        draws = self._noise(noise, num_images)
+        shapes = self.config.latent_shapes
+        return [draw(x, (num_images, *shape)) for x, shape in zip(draws, shapes, strict=True)]
+
+    def _with_class_kl(self, class_logits: Array, kl: Array) -> Array:
+        """(B, 1, Z) and the classes' KL, in the first of as many channels: (B, 2, channels)."""
+        channels = max(self.config.num_latents, self.config.num_classes)
+        of_class = mixture.class_kl(class_logits)[:, None, None]
+        return jnp.concatenate([_padded(of_class, channels), _padded(kl, channels)], axis=1)
+
+
+def _padded(kl: Array, channels: int) -> Array:
+    """Zeros behind the last axis."""
+    return jnp.pad(kl, ((0, 0), (0, 0), (0, channels - kl.shape[-1])))

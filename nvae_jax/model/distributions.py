@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, nn
 
-from nvae_jax.model.vae import VAEConfig
+from nvae_jax.model import mixture
+from nvae_jax.model.vae import VAEConfig, VAEOutput
 
 ACTIVE_KL = 0.1  # nats per image above which a latent channel counts as active
 _UNIFORM_MARGIN = 1e-5  # keeps uniforms away from 0 and 1, where their quantiles are infinite
@@ -311,13 +312,33 @@ def log_likelihood(config: VAEConfig, logits: Array, x: Array) -> Array:
     return config.image.without_border(log_prob).sum((1, 2))
 
 
-def reconstruction_error(config: VAEConfig, logits: Array, x: Array) -> Array:
-    """What a head says of images, and training minimises: (B,), without the border.
+def reconstruction_error(config: VAEConfig, output: VAEOutput, x: Array) -> Array:
+    """What the head says of images, and training minimises: (B,), without the border.
 
-    That is -log p(x | z) in nats; of a head of squared error, the mean of its squares.
+    That is -log p(x | z) in nats; of a head of squared error, the mean of its squares. With classes
+    it is the mean over their posterior.
 
-    Arguments are those of `log_likelihood`.
+    Args:
+      config: of the model.
+      output: of its network.
+      x: (B, H, W, C) in [0, 1].
     """
+    return mixture.expected(output.class_logits, errors_of_classes(config, output, x))
+
+
+def errors_of_classes(config: VAEConfig, output: VAEOutput, x: Array) -> Array:
+    """The error of `reconstruction_error` for every class, (B, K); without classes (B,)."""
+    if output.class_logits is None:
+        return error_of_logits(config, output.logits, x)
+
+    def of_class(logits: Array) -> Array:
+        return error_of_logits(config, logits, x)
+
+    return jax.vmap(of_class, in_axes=1, out_axes=1)(output.logits_of_classes)
+
+
+def error_of_logits(config: VAEConfig, logits: Array, x: Array) -> Array:
+    """The error of `reconstruction_error` from a head's parameters (B, H, W, parameters): (B,)."""
     if config.has_likelihood:
         return -log_likelihood(config, logits, x)
     return config.image.without_border(jnp.square(logits - x)).mean((1, 2, 3))

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from nvae_jax.errors import require
 from nvae_jax.fields import from_mapping
+from nvae_jax.model import folding
 from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.conv_vae import ConvVAE, ConvVAEConfig
-from nvae_jax.model.folding import FoldedNVAE, fold
 from nvae_jax.model.nvae import NVAE
 from nvae_jax.model.vae import VAE, VAEConfig
 
@@ -29,21 +29,21 @@ class Family:
 
     Attributes:
       config: its configuration.
-      network: the Flax module.
-      inference: the module that evaluation uses, for the variables that `prepare` returns.
-      prepare: `(config, variables)` to variables of `inference`.
+      network: its Flax module.
+      folded: the module that evaluation uses, for the variables that `fold` returns.
+      fold: `(config, variables)` to variables of `folded`; they need not differ.
     """
 
     config: type[VAEConfig]
     network: Callable[[Any], VAE]
-    inference: Callable[[Any], VAE]
-    prepare: Callable[[Any, Any], dict[str, Any]]
+    folded: Callable[[Any], VAE]
+    fold: Callable[[Any, Any], dict[str, Any]]
 
 
 FAMILIES: dict[str, Family] = {
     family.config.name: family
     for family in (
-        Family(ModelConfig, NVAE, FoldedNVAE, fold),
+        Family(ModelConfig, NVAE, folding.FoldedNVAE, folding.fold),
         Family(ConvVAEConfig, ConvVAE, ConvVAE, lambda config, variables: variables),
     )
 }
@@ -64,23 +64,23 @@ def model_config(settings: Mapping[str, Any]) -> VAEConfig:
     return from_mapping(FAMILIES[name].config, fields, "model")
 
 
-def network(config: VAEConfig) -> VAE:
+def make_network(config: VAEConfig) -> VAE:
     """The Flax module of a model."""
     return FAMILIES[config.name].network(config)
 
 
-def inference_network(config: VAEConfig) -> VAE:
-    """The Flax module of a model for evaluation; its variables are those of `prepared`."""
-    return FAMILIES[config.name].inference(config)
+def make_folded_network(config: VAEConfig) -> VAE:
+    """The Flax module that evaluates a model, whose variables are those that `fold` returns."""
+    return FAMILIES[config.name].folded(config)
 
 
-def prepared(config: VAEConfig, variables: Any) -> dict[str, Any]:
-    """The variables of `inference_network` from those of `network`."""
-    return FAMILIES[config.name].prepare(config, variables)
+def fold(config: VAEConfig, variables: Any) -> dict[str, Any]:
+    """The variables of `make_folded_network` from those of `make_network`."""
+    return FAMILIES[config.name].fold(config, variables)
 
 
 def variable_shapes(config: VAEConfig) -> dict:
     """Shapes and dtypes of a model's `params` and `batch_stats`, without allocating them."""
     images = jax.ShapeDtypeStruct((2, *config.image_shape), jnp.float32)
-    init = network(config).init
+    init = make_network(config).init
     return jax.eval_shape(lambda key, x: init(key, x, True), jax.random.key(0), images)

@@ -12,6 +12,7 @@ from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.model.cells import Cell, Resize
 from nvae_jax.model.kernels.batch_norm import STATISTICS
 from nvae_jax.model.kernels.platform import compiled_platform
+from nvae_jax.model.vae import VAEConfig
 
 GROUP_INPUT = "group_input"  # the name of a group's input features to checkpoint policies
 
@@ -56,7 +57,7 @@ def make_cell(
     return cell(operations, resize, config.squeeze_excite, dtype, **options)
 
 
-def loop_unroll(config: ModelConfig) -> int:
+def loop_unroll(config: VAEConfig) -> int:
     """The argument `unroll` of a scan: 0 for no loop in the compiled program, 1 for a loop.
 
     If `config.unroll` is None there is a loop except on CPU, where the gradient of a convolution is

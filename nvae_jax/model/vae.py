@@ -40,11 +40,15 @@ class VAEConfig:
     name: ClassVar[str]  # of the family, a key of FAMILIES
 
     image_shape: tuple[int, int, int]  # height, width, channels; border included
-    likelihood: Literal["bernoulli", "logistic_mixture", "normal"] = "logistic_mixture"
+    # Squared error is no likelihood: pixels through a ReLU, scored by their mean square.
+    likelihood: Literal["bernoulli", "logistic_mixture", "normal", "squared_error"] = (
+        "logistic_mixture"
+    )
     num_bits: int = 8  # bits per channel that are kept and modelled; logistic mixture only
     num_mixtures: int = 10  # components of the logistic mixture
     bins: Literal["exact", "official"] = "exact"  # official: bins that sum to more than 1 at 8 bits
     border: int = 0  # pixels of padding on each side that the likelihood leaves out
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; all else is float32
 
     def __post_init__(self):
         require_literals(self, "model.")
@@ -67,6 +71,21 @@ class VAEConfig:
         return ImageSpec(*self.image_shape, self.border, self.num_bits, binarize)
 
     @property
+    def remat(self) -> str:
+        """What the backward pass recomputes."""
+        return "none"
+
+    @property
+    def unroll(self) -> bool | None:
+        """Whether loops in the network, and over parts of a batch, are none; None: on CPU only."""
+        return None
+
+    @property
+    def quick_to_compile(self) -> VAEConfig:
+        """The same model, compiled sooner, for where there is no gradient to be slow."""
+        return self
+
+    @property
     def has_likelihood(self) -> bool:
         """Whether the head is a distribution of images, so that there is a bound in nats."""
         return self.likelihood != "squared_error"
@@ -80,6 +99,11 @@ class VAEConfig:
     def groups_per_scale(self) -> tuple[int, ...]:
         """Groups of latents in each scale, the coarsest first."""
         raise NotImplementedError
+
+    @property
+    def num_scales(self) -> int:
+        """Latent scales."""
+        return len(self.groups_per_scale)
 
     @property
     def total_groups(self) -> int:
@@ -102,6 +126,17 @@ class VAEOutput:
     kl: (B, groups) KL of posterior from prior; with flows its one-draw estimate log q - log p.
     kl_per_channel: (groups, Z) the same by latent channel, mean over the batch.
     kl_per_image_and_channel: (B, groups, Z) what the two before are made of.
+
+    Of a model with one code per image, independent under the prior N(0, I):
+
+    posterior: the Normal of its codes, (B, Z).
+    codes: (B, Z) draws from it.
+
+    Of a model with classes beside the code (see `nvae_jax.model.mixture`):
+
+    class_logits: (B, K) of the classes' posterior.
+    logits_of_classes: (B, K, H, W, parameters); `logits` are those of a class that was drawn, which
+      has no part in `log_q` and `log_p`.
     """
 
     logits: Array
@@ -110,6 +145,10 @@ class VAEOutput:
     kl: Array
     kl_per_channel: Array
     kl_per_image_and_channel: Array
+    posterior: Any = None
+    codes: Any = None
+    class_logits: Any = None
+    logits_of_classes: Any = None
 
 
 @flax.struct.dataclass
@@ -244,3 +283,8 @@ def draw(noise: Array, shape: tuple[int, ...]) -> Array:
     if noise.ndim == 0:
         return jax.random.normal(noise, shape)
     return jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(noise)
+
+
+def no_noise(config: VAEConfig, num_images: int) -> list[Array]:
+    """The noise with which codes are means."""
+    return [jnp.zeros((num_images, *shape)) for shape in config.latent_shapes]

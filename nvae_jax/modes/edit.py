@@ -24,8 +24,8 @@ from nvae_jax.evaluation.latents import (
 )
 from nvae_jax.evaluation.sampling import decoded_mean, sampled_pixels
 from nvae_jax.evaluation.trained import TrainedModel, group_temperatures, image_keys
-from nvae_jax.model import Latents, ModelConfig
-from nvae_jax.model.folding import FoldedNVAE
+from nvae_jax.model import Latents, VAEConfig
+from nvae_jax.model.families import make_folded_network
 from nvae_jax.modes.results import save_rows
 
 
@@ -118,6 +118,9 @@ def mix(model: TrainedModel, x: np.ndarray, options: EditOptions) -> np.ndarray:
     one's others.
     """
     require("images", options.images, len(x) >= 2, "two images or more")
+    several = len(model.config.groups_per_scale) > 1 or model.config.name == "nvae"
+    reason = f"vary, attribute or inpaint: a {model.config.name} has no scales to mix"
+    require("operation", options.operation, several, reason)
     kept = top_groups(model.config, options.keep, "scales")
     latents = _arrays(_encode(model, x, options), options)
     number, columns = len(x) - 1, len(kept)
@@ -188,6 +191,8 @@ def inpaint(model: TrainedModel, x: np.ndarray, options: EditOptions) -> np.ndar
     Columns: the image, the image without the region, and the variations.
     """
     config = model.config
+    reason = "mix, vary or attribute: a chain of draws requires densities of codes and of pixels"
+    require("operation", options.operation, model.run.has_bound, reason)
     height, width, _ = config.image.inner_shape
     top, left, rows, columns = options.region or (0, 0, 0, 0)
     inside = 0 <= top < top + rows <= height and 0 <= left < left + columns <= width
@@ -206,8 +211,8 @@ def inpaint(model: TrainedModel, x: np.ndarray, options: EditOptions) -> np.ndar
 
 
 @functools.cache
-def _filler(config: ModelConfig) -> Callable[..., Array]:
-    network, image = FoldedNVAE(config), config.image
+def _filler(config: VAEConfig) -> Callable[..., Array]:
+    network, image = make_folded_network(config), config.image
 
     def fill(variables: Any, batch: Any, unknown: Array, rounds: Array, seed: Array) -> Array:
         def draw(number: Array, images: Array) -> Array:

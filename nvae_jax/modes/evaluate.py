@@ -13,12 +13,12 @@ import numpy as np
 from nvae_jax.command_line import validate
 from nvae_jax.errors import require
 from nvae_jax.evaluation.inputs import SPLITS, fixed_split
-from nvae_jax.evaluation.likelihood import make_image_likelihood
+from nvae_jax.evaluation.likelihood import make_image_likelihood, require_bound
 from nvae_jax.evaluation.pictures import draw_bounds, draw_groups
 from nvae_jax.evaluation.recalibration import recalibrated_on_images
-from nvae_jax.evaluation.trained import TrainedModel
-from nvae_jax.model.architecture import ModelConfig
+from nvae_jax.evaluation.trained import TrainedModel, scales_of_groups
 from nvae_jax.model.distributions import ACTIVE_KL, bits_per_dimension
+from nvae_jax.model.vae import VAEConfig
 from nvae_jax.modes.results import save_report
 
 
@@ -67,8 +67,9 @@ def evaluate(model: TrainedModel, options: EvaluateOptions = EvaluateOptions()) 
     Returns: the report, an object with a JSON form. Values are nats per image.
 
     Raises:
-      ConfigError: the data is missing, or more images are asked for than there are.
+      ConfigError: there is no bound, the data is missing, or it has fewer images than asked for.
     """
+    require_bound(model)
     if options.recalibrate:
         model = recalibrated_on_images(model)
     source = fixed_split(model.dataset, options.split)
@@ -115,13 +116,14 @@ def evaluate(model: TrainedModel, options: EvaluateOptions = EvaluateOptions()) 
     return report
 
 
-def _score_shapes(config: ModelConfig, options: EvaluateOptions) -> dict[str, tuple[int, ...]]:
+def _score_shapes(config: VAEConfig, options: EvaluateOptions) -> dict[str, tuple[int, ...]]:
     """The shapes of the scores of one image, see `make_image_likelihood`."""
+    channels = max(latents for _, _, latents in config.latent_shapes)
     return {
         "reconstruction": (),
         "sampled_nelbo": (),
         "bounds": (len(options.counts),),
-        "kl_per_channel": (config.total_groups, config.num_latents),
+        "kl_per_channel": (config.total_groups, channels),
     }
 
 
@@ -140,9 +142,8 @@ def _summary(
 ) -> dict[str, Any]:
     channel_kl, bounds = scores["kl_per_channel"], scores["bounds"]
     group_kl, reconstruction = channel_kl.sum(-1), scores["reconstruction"]
+    scales = scales_of_groups(model.config)
     active = (channel_kl.mean(0) > ACTIVE_KL).sum(-1)
-    top_down = enumerate(reversed(model.config.scales))
-    scales = [number for number, scale in top_down for _ in range(scale.groups)]
 
     def mean(values: np.ndarray) -> dict[str, float]:
         error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
@@ -160,7 +161,7 @@ def _summary(
         "bounds": [{"draws": draws} | mean(bounds[:, i]) for i, draws in enumerate(options.counts)],
         "groups": [
             {
-                "scale": scale,
+                "scale": int(scale),
                 "height": height,
                 "width": width,
                 "kl": float(kl),

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import flax.linen as nn
-from jax import Array
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
 
+from nvae_jax.model.distributions import reconstruction_error
+from nvae_jax.model.vae import VAEConfig, VAEOutput, no_noise
+from nvae_jax.objectives.base import (
+    Encoder,
+    Objective,
+    Setting,
+    Turn,
+    bound_metrics,
+    class_kl_of,
+    require_one_code,
+    run_network,
+)
 from nvae_jax.objectives.decomposed import standard_normal
 
 
@@ -72,3 +88,99 @@ def estimated_kl(code_logits: Array) -> Array:
     It is the KL where the discriminator is at its optimum.
     """
     return -code_logits.mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class WaeGan(Objective):
+    """WAE-GAN: a discriminator tells codes from draws of the prior (arXiv 1711.01558, algorithm 1).
+
+    In an update the discriminator learns first, then encoder and decoder. The adversarial
+    autoencoder (arXiv 1511.05644) is the same with `saturating` and without `add_log_prior`.
+    """
+
+    name: ClassVar[str] = "wae_gan"
+
+    divergence_scale: float = 10.0  # λ, of what the discriminator makes the encoder pay
+    encoder: Encoder = "deterministic"
+    discriminator_widths: tuple[int, ...] = (512, 512, 512, 512)
+    discriminator_rate: float = 0.5  # times the learning rate
+    add_log_prior: bool = True  # so that the discriminator only has to learn the codes' density
+    saturating: bool = False  # the encoder's loss of the min-max game
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._require("divergence_scale", self.divergence_scale >= 0, "0 or more")
+        self._require("discriminator_rate", self.discriminator_rate > 0, "a positive number")
+        fits = all(1 <= width <= 2**14 for width in self.discriminator_widths)
+        self._require("discriminator_widths", fits, "numbers from 1 to 16384")
+
+    @property
+    def has_posterior(self) -> bool:
+        """Whether codes are drawn."""
+        return self.encoder == "gaussian"
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """The discriminator's layers."""
+        return self.name, self.discriminator_widths
+
+    def check(self, model: VAEConfig, images: int) -> None:
+        """It is for models with one code."""
+        require_one_code(self, model)
+
+    def init(self, model: VAEConfig, key: Array) -> dict[str, Any]:
+        """The discriminator's parameters."""
+        codes = jnp.zeros((1, model.latent_shapes[-1][-1]))
+        return {"discriminator": self._discriminator.init(key, codes)["params"]}
+
+    @property
+    def _discriminator(self) -> LatentDiscriminator:
+        return LatentDiscriminator(self.discriminator_widths, self.add_log_prior)
+
+    def turns(self, model: VAEConfig, setting: Setting) -> tuple[Turn, ...]:
+        """The discriminator's loss, and that of encoder and decoder."""
+
+        def logits(params: Any, codes: Array) -> Array:
+            return self._discriminator.apply({"params": params["discriminator"]}, codes)  # type: ignore[return-value]
+
+        def run(params: Any, batch_stats: Any, x: Array, key: Array) -> tuple[VAEOutput, Any]:
+            noise = None if self.has_posterior else no_noise(model, len(x))
+            return run_network(model, params, batch_stats, x, key, noise)
+
+        def discriminate(
+            params: Any, batch_stats: Any, x: Array, key: Array, weight: Array
+        ) -> tuple[Array, Any]:
+            del weight
+            key_codes, key_prior = jax.random.split(key)
+            output, _ = run(params, batch_stats, x, key_codes)
+            codes = lax.stop_gradient(output.codes)
+            prior = jax.random.normal(key_prior, codes.shape)
+            value = discriminator_loss(logits(params, prior), logits(params, codes))
+            return value, ({"discriminator_loss": value, "loss": value}, batch_stats)
+
+        def autoencode(
+            params: Any, batch_stats: Any, x: Array, key: Array, weight: Array
+        ) -> tuple[Array, Any]:
+            output, batch_stats = run(params, batch_stats, x, key)
+            reconstruction = reconstruction_error(model, output, x)
+            of_codes = logits(params, output.codes)
+            adversary = encoder_loss(of_codes, self.saturating)
+            value = reconstruction.mean() + weight * (
+                self.divergence_scale * adversary + jnp.mean(class_kl_of(output))
+            )
+            metrics = {
+                **bound_metrics(model, reconstruction, output, self.has_posterior),
+                "encoder_loss": adversary,
+                "estimated_kl": estimated_kl(of_codes),
+                "loss": value,
+            }
+            return value, (metrics, batch_stats)
+
+        of_discriminator = Turn(
+            discriminate,
+            "discriminator",
+            ("discriminator",),
+            rate=self.discriminator_rate,
+            regularize=False,
+        )
+        return of_discriminator, Turn(autoencode, "autoencoder", ("encoder", "decoder"))

@@ -5,7 +5,9 @@ Each with a factor of its own, they are the objectives β-TCVAE and HFVAE.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -13,7 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from nvae_jax.model.distributions import Normal
+from nvae_jax.model.distributions import Normal, reconstruction_error
+from nvae_jax.model.vae import VAEConfig
+from nvae_jax.objectives.base import (
+    Objective,
+    Setting,
+    Turn,
+    bound_metrics,
+    class_kl_of,
+    require_one_code,
+    require_several_images,
+    run_network,
+)
 
 
 @flax.struct.dataclass
@@ -135,3 +148,63 @@ def decomposed_kl(
 def standard_normal(z: Array) -> Array:
     """Log density of every latent under the prior N(0, 1), in nats; the shape is that of `z`."""
     return Normal(jnp.zeros_like(z), jnp.ones_like(z)).log_prob(z)
+
+
+@dataclasses.dataclass(frozen=True)
+class Decomposed(Objective):
+    """The bound with a factor on each part of the KL, see `decomposed_kl`; all 1 is the ELBO.
+
+    The KL of a class, where there is one, is left as it is.
+    """
+
+    name: ClassVar[str] = "decomposed"
+
+    mutual_information: float = 1.0  # of the code and the image's index
+    between_groups: float = 1.0  # total correlation of the groups; without groups, of all latents
+    within_groups: float = 1.0  # total correlation inside the groups
+    dimension_wise: float = 1.0  # KL of every latent by itself
+    groups: tuple[int, ...] | None = None  # numbers of neighbouring latents; None: each by itself
+
+    def __post_init__(self):
+        super().__post_init__()
+        factors = "mutual_information", "between_groups", "within_groups", "dimension_wise"
+        for name in factors:
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+
+    def check(self, model: VAEConfig, images: int) -> None:
+        """It is for models with one code, and for two images or more."""
+        require_one_code(self, model)
+        require_several_images(self, images)
+        latents = model.latent_shapes[-1][-1]
+        fits = self.groups is None or (
+            min(self.groups, default=0) > 0 and sum(self.groups) == latents
+        )
+        allowed = f"numbers above 0 that add up to the {latents} latents of the model"
+        self._require("groups", fits, allowed)
+
+    def turns(self, model: VAEConfig, setting: Setting) -> tuple[Turn, ...]:
+        """One loss, of all parameters."""
+
+        def loss(
+            params: Any, batch_stats: Any, x: Array, key: Array, weight: Array
+        ) -> tuple[Array, Any]:
+            output, batch_stats = run_network(model, params, batch_stats, x, key)
+            reconstruction = reconstruction_error(model, output, x)
+            parts = kl_parts(output.posterior, output.codes, setting.num_images, self.groups)
+            kl = decomposed_kl(
+                parts,
+                self.mutual_information,
+                self.between_groups,
+                self.within_groups,
+                self.dimension_wise,
+            )
+            value = (reconstruction + weight * (kl + class_kl_of(output))).mean()
+            names = "mutual_information", "between_groups", "within_groups", "dimension_wise"
+            metrics = {
+                **bound_metrics(model, reconstruction, output),
+                **{name: getattr(parts, name).mean() for name in names},
+                "loss": value,
+            }
+            return value, (metrics, batch_stats)
+
+        return (Turn(loss),)

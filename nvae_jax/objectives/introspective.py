@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.struct
+import jax
+import jax.numpy as jnp
 from jax import Array, lax, nn
+
+from nvae_jax.model.distributions import Normal, error_of_logits, image_distribution
+from nvae_jax.model.families import make_network
+from nvae_jax.model.vae import VAEConfig
+from nvae_jax.objectives.base import (
+    Loss,
+    Objective,
+    Setting,
+    Turn,
+    require_one_code,
+)
 
 # (encoder's parameters, images) → a draw of every code, (B, L), and KL(q(z | x) ‖ p(z)), (B,) nats.
 Encode = Callable[[Any, Array], tuple[Array, Array]]
@@ -104,3 +118,103 @@ def generator_loss(
     """
     adversary = energies.reconstructed + energies.sampled
     return (adversarial * adversary + reconstruction_weight * reconstruction).mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class Intro(Objective):
+    """IntroVAE: encoder and decoder in turn, see `encoder_loss` and `generator_loss`.
+
+    The encoder sees the decoder's mean images. Running statistics are those of real images and
+    their reconstructions, as in evaluation.
+    """
+
+    name: ClassVar[str] = "intro"
+
+    margin: float = 25.0  # m, nats: above the KL of real images
+    adversarial: float = 0.25  # α, of the KL as critic
+    reconstruction_weight: float = 1.0  # β, of the reconstruction
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._require("margin", self.margin > 0, "a positive number")
+        self._require("adversarial", self.adversarial >= 0, "0 or more")
+        self._require("reconstruction_weight", self.reconstruction_weight > 0, "a positive number")
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """Two turns."""
+        return (self.name,)
+
+    def check(self, model: VAEConfig, images: int) -> None:
+        """It is for models with one code and no classes."""
+        require_one_code(self, model)
+        no_classes = model.total_groups == 1
+        allowed = "elbo, decomposed, mmd, wae_gan with classes, because samples have a class, too"
+        self._require("name", no_classes, allowed)
+
+    def turns(self, model: VAEConfig, setting: Setting) -> tuple[Turn, ...]:
+        """The encoder's loss, and the decoder's."""
+        network = make_network(model)
+        prior_of = Normal(jnp.zeros(()), jnp.ones(()))
+
+        def make_loss(turn: Literal["encoder", "generator"]) -> Loss:
+            def loss(
+                params: Any, batch_stats: Any, x: Array, key: Array, weight: Array
+            ) -> tuple[Array, Any]:
+                del weight  # the KL has other tasks here
+                key_prior, *keys = jax.random.split(key, 4)
+                first: dict[str, Any] = {}  # what the first call of each tower leaves
+
+                def run(tower: str, params: Any, method: str, *args: Any) -> Any:
+                    value, updated = network.apply(
+                        {"params": {tower: params}, "batch_stats": batch_stats},
+                        *args,
+                        train=True,
+                        method=method,
+                        mutable=["batch_stats"],
+                    )
+                    statistics = updated["batch_stats"]  # type: ignore[index]
+                    first.setdefault(tower, (value, statistics[tower]))
+                    return value
+
+                def encode(params: Any, images: Array) -> tuple[Array, Array]:
+                    encoded = run("encoder", params, "bottom_up", images)
+                    posterior, _ = network.posterior(encoded)  # type: ignore[attr-defined]
+                    noise = jax.random.normal(keys.pop(), posterior.mean.shape)
+                    return posterior.sample(noise), posterior.kl(prior_of).sum(1)
+
+                def decode(params: Any, codes: Array) -> Array:
+                    noise = [codes[:, None, None]]
+                    logits = run("decoder", params, "sample_prior", len(codes), 1.0, noise)
+                    images = model.image.without_border(image_distribution(model, logits).mean())
+                    return model.image.with_border(images)
+
+                prior = jax.random.normal(key_prior, (len(x), model.latent_shapes[-1][-1]))
+                towers = params["encoder"], params["decoder"]
+                energies, _ = introspect(encode, decode, *towers, x, prior, turn)
+                (_, of_encoder), (logits, of_decoder) = first["encoder"], first["decoder"]
+                reconstruction = error_of_logits(model, logits, x)
+                weights = self.adversarial, self.reconstruction_weight
+                if turn == "encoder":
+                    value = encoder_loss(energies, reconstruction, self.margin, *weights)
+                    return value, ({"loss": value}, batch_stats)
+                value = generator_loss(energies, reconstruction, *weights)
+                kl = energies.real
+                metrics = {
+                    "reconstruction": reconstruction.mean(),
+                    "kl": kl.mean(),
+                    "group_kl": kl.mean(keepdims=True),
+                    "kl_of_reconstructions": energies.reconstructed.mean(),
+                    "kl_of_samples": energies.sampled.mean(),
+                    "loss": value,
+                }
+                if model.has_likelihood:
+                    metrics["nelbo"] = (reconstruction + kl).mean()
+                return value, (metrics, {"encoder": of_encoder, "decoder": of_decoder})
+
+            return loss
+
+        return (
+            Turn(make_loss("encoder"), "encoder", ("encoder",)),
+            Turn(make_loss("generator"), "decoder", ("decoder",)),
+        )

@@ -5,12 +5,27 @@ The maximum mean discrepancy (Gretton et al., *A Kernel Two-Sample Test*, JMLR 2
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+
+from nvae_jax.model.distributions import reconstruction_error
+from nvae_jax.model.vae import VAEConfig, no_noise
+from nvae_jax.objectives.base import (
+    Encoder,
+    Objective,
+    Setting,
+    Turn,
+    bound_metrics,
+    class_kl_of,
+    require_one_code,
+    require_several_images,
+    run_network,
+)
 
 KernelName = Literal["rbf", "imq"]
 
@@ -94,3 +109,71 @@ def info_vae_penalty(
     """
     pull = (1.0 - information_preference) * kl
     return pull + (information_preference + divergence_scale - 1.0) * discrepancy
+
+
+@dataclasses.dataclass(frozen=True)
+class Mmd(Objective):
+    """InfoVAE with the maximum mean discrepancy, and WAE-MMD, see `info_vae_penalty`.
+
+    The defaults are those of MMD-VAE; WAE-MMD is the same with an encoder that is deterministic,
+    which has no KL, so that there is no bound.
+    """
+
+    name: ClassVar[str] = "mmd"
+
+    information_preference: float = 1.0  # α: 1 leaves out the pull of every code to the prior
+    divergence_scale: float = 100.0  # λ, of the discrepancy
+    kernel: KernelName = "imq"
+    scales: tuple[float, ...] = SCALES  # of the kernel, which is a sum over them
+    encoder: Encoder = "gaussian"
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._require("information_preference", self.information_preference <= 1, "at most 1")
+        least = 1 - self.information_preference
+        self._require("divergence_scale", self.divergence_scale >= least, f"{least} or more")
+        positive = len(self.scales) > 0 and min(self.scales) > 0
+        self._require("scales", positive, "numbers above 0")
+        plain = self.encoder == "gaussian" or self.information_preference == 1
+        allowed = (
+            "gaussian, unless objective.information_preference is 1: without it there is no KL"
+        )
+        self._require("encoder", plain, allowed)
+
+    @property
+    def has_posterior(self) -> bool:
+        """Whether codes are drawn."""
+        return self.encoder == "gaussian"
+
+    def check(self, model: VAEConfig, images: int) -> None:
+        """It is for models with one code, and for two images or more."""
+        require_one_code(self, model)
+        require_several_images(self, images)
+
+    def turns(self, model: VAEConfig, setting: Setting) -> tuple[Turn, ...]:
+        """One loss, of all parameters."""
+
+        def loss(
+            params: Any, batch_stats: Any, x: Array, key: Array, weight: Array
+        ) -> tuple[Array, Any]:
+            key_codes, key_prior = jax.random.split(key)
+            noise = None if self.has_posterior else no_noise(model, len(x))
+            output, batch_stats = run_network(model, params, batch_stats, x, key_codes, noise)
+            reconstruction = reconstruction_error(model, output, x)
+            prior = jax.random.normal(key_prior, output.codes.shape)
+            discrepancy = squared_mmd(output.codes, prior, self.kernel, self.scales)
+            kl = output.kl[:, -1]
+            if not self.has_posterior:
+                kl = jnp.zeros_like(kl)
+            penalty = info_vae_penalty(
+                kl, discrepancy, self.information_preference, self.divergence_scale
+            )
+            value = (reconstruction + weight * (penalty + class_kl_of(output))).mean()
+            metrics = {
+                **bound_metrics(model, reconstruction, output, self.has_posterior),
+                "mmd": discrepancy,
+                "loss": value,
+            }
+            return value, (metrics, batch_stats)
+
+        return (Turn(loss),)

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         size = training.batch_size
         print(f"{where}: {mesh.size} device(s){memory}, {size} images, {model.dtype}")
         tried = candidates(model, training, mesh) if options.fit else [(model, training)]
-        reports, fits = search(tried, mesh, limit)
+        reports, fits = search(tried, mesh, limit, run.objective)
         if options.json:
             write_json(options.json, [dataclasses.asdict(report) for report in reports])
         if not fits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -10,12 +10,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax import Array
 
-from nvae_jax.config.training import TrainingConfig
-from nvae_jax.model.architecture import ModelConfig
+from nvae_jax.model.vae import VAEConfig
+from nvae_jax.objectives.base import Turn
 from nvae_jax.training.first_operation import first_not_finite
 from nvae_jax.training.program import Batch, batch_pixels
 from nvae_jax.training.state import TrainState
-from nvae_jax.training.step import make_loss
+from nvae_jax.training.step import turn_gradient
 from nvae_jax.workdir.integrity import inspected, on_host
 
 REMEDIES = (
@@ -28,44 +28,51 @@ _SHOWN = 12
 
 
 def diagnose(
-    config: ModelConfig,
-    training: TrainingConfig,
+    config: VAEConfig,
     state: TrainState,
     step: int,
     batch: Batch,
     beta: Array,
+    turns: Sequence[Turn],
     flip: bool,
 ) -> str:
     """The report on the last sound state of a run and the images of the update that failed.
 
     Args:
       config: the model's configuration.
-      training: how the run is trained.
       state: the state.
       step: the number of that update, from 1.
       batch: the images, as in `Program.batch`.
       beta: the KL's weight then.
+      turns: of the objective; all of them see this state.
       flip: as in `make_program`.
     """
-    loss = make_loss(config, training)
 
     def measure(params: Any, batch_stats: Any, batch: Batch, seed: Array, step: Array) -> Any:
         key = jax.random.fold_in(jax.random.key(seed), step)
         x = batch_pixels(config.image, batch, seed, flip)
-        gradient = jax.grad(loss, has_aux=True)(params, batch_stats, x, key, beta)
-        return gradient, (x.min(), x.max())
+        gradient: Any = {}
+        metrics: dict[str, Array] = {}
+        for turn in turns:
+            partial, (measured, batch_stats) = turn_gradient(
+                turn, (params, batch_stats), x, key, beta, 1, 1
+            )
+            gradient, metrics = {**gradient, **partial}, metrics | measured
+        return (gradient, (metrics, batch_stats)), (x.min(), x.max())
 
     arguments = state.params, state.batch_stats, batch, state.seed, np.int32(step - 1)
     (gradient, (metrics, statistics)), (lowest, highest) = jax.jit(measure)(*arguments)
+    unit = " nats per image" if config.has_likelihood else ""
     lines = [
         f"Update {step:,}, with the last sound state and the images of that update:",
         f"  pixels              {float(lowest):.3g} to {float(highest):.3g}",
         *(
-            f"  {name:<19} {float(metrics[name]):.6g} nats per image"
+            f"  {name:<19} {float(metrics[name]):.6g}{unit}"
             for name in ("nelbo", "reconstruction", "kl")
+            if name in metrics
         ),
         "  KL by group, from the top: "
-        + " ".join(f"{value:.3g}" for value in np.asarray(metrics["group_kl"])),
+        + " ".join(f"{value:.3g}" for value in np.asarray(metrics.get("group_kl", ()))),
     ]
     sections = {
         "parameters": state.params,

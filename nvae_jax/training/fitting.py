@@ -9,19 +9,22 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from nvae_jax.config.changes import ACCEPT
 from nvae_jax.config.run import RunConfig
 from nvae_jax.errors import ConfigError, refusing_exhausted
+from nvae_jax.fields import names_of
 from nvae_jax.memory import machine_memory
-from nvae_jax.model.architecture import ModelConfig
+from nvae_jax.model.vae import VAEConfig
 from nvae_jax.training.state import TrainState
 
 GIB = 2**30
 IGNORE = "--ignore_memory to try it all the same"
 _MARGIN = 0.95  # of the memory that advice fills
 _FACTORS = (2, 4, 8)  # by which advice divides sides and channels
+_CHANNELS = ("encoder_channels", "decoder_channels", "widths")  # fields of the families
 
 
 def program_memory(compiled: Any) -> int:
@@ -157,8 +160,9 @@ def advice(
 
     found = []
     # Recomputation saves nothing on CPU; how much it saves elsewhere only its compilation tells.
-    further = {"none": "group", "cell": "group", "group": "offload"}.get(run.model.remat)
-    if platform != "cpu" and further is not None:
+    more_remat = {"none": "group", "cell": "group", "group": "offload"}
+    further = more_remat.get(run.model.remat)
+    if platform != "cpu" and recomputes(run.model) and further is not None:
         found.append(f"--config.model.remat={further} (as far as that goes)")
     consent = f"{ACCEPT} " if trained else ""
     images, parts = training.batch_size // devices, training.accumulation_steps
@@ -181,24 +185,36 @@ def _smaller_images(run: RunConfig, fits: Callable[[int], bool]) -> str | None:
     """The flag that divides the sides of images by the smallest of `_FACTORS` that fits."""
     size = getattr(run.data, "size", None)
     for factor in filter(fits, _FACTORS if size else ()):
-        sides = [side // factor for side in (size if isinstance(size, tuple) else (size,))]
-        smaller = tuple(sides) if isinstance(size, tuple) else sides[0]
+        smaller = _divided(size, factor)
         with contextlib.suppress(ConfigError):
             image = dataclasses.replace(run.data, size=smaller).image  # type: ignore[call-arg]
             if image is not None:
                 dataclasses.replace(run.model, image_shape=image.shape)
-                return f"--config.data.size={','.join(map(str, sides))}"
+                return f"--config.data.size={','.join(map(str, np.ravel(smaller)))}"
     return None
 
 
-def _fewer_channels(model: ModelConfig, fits: Callable[[int], bool]) -> str | None:
+def _fewer_channels(model: VAEConfig, fits: Callable[[int], bool]) -> str | None:
     """The flags that divide the channels by the smallest of `_FACTORS` that fits."""
+    names = [name for name in _CHANNELS if name in names_of(type(model))]
     for factor in filter(fits, _FACTORS):
-        fields = {
-            name: getattr(model, name) // factor
-            for name in ("encoder_channels", "decoder_channels")
-        }
+        fields = {name: _divided(getattr(model, name), factor) for name in names}
         with contextlib.suppress(ConfigError):
             dataclasses.replace(model, **fields)
-            return " ".join(f"--config.model.{name}={value}" for name, value in fields.items())
+            return " ".join(
+                f"--config.model.{name}={','.join(map(str, np.ravel(value)))}"
+                for name, value in fields.items()
+            )
     return None
+
+
+def _divided(number: Any, factor: int) -> Any:
+    """A whole number divided, or every one of a tuple."""
+    if isinstance(number, tuple):
+        return tuple(_divided(part, factor) for part in number)
+    return number // factor
+
+
+def recomputes(model: VAEConfig) -> bool:
+    """Whether the model's family can recompute in the backward pass instead of keeping."""
+    return "remat" in names_of(type(model))

@@ -28,10 +28,11 @@ from nvae_jax.training.continuing import Going, effective_seed, with_filled_batc
 from nvae_jax.training.diagnosis import REMEDIES, diagnose
 from nvae_jax.training.fitting import check_memory, check_state, refusing_an_exhausted_update
 from nvae_jax.training.guard import STRETCH, easing
-from nvae_jax.training.objective import kl_weight
 from nvae_jax.training.program import Program, make_program
 from nvae_jax.training.recorder import Recorder
+from nvae_jax.training.schedules import kl_weight
 from nvae_jax.training.state import TrainState
+from nvae_jax.training.step import make_turns
 from nvae_jax.training.validating import make_validation
 from nvae_jax.training.watch import DivergenceError
 from nvae_jax.workdir import Workdir
@@ -101,8 +102,8 @@ def train(
       accept_changes: whether a run may go on with other settings and images than before.
       ignore_memory: whether to start although the memory seems too small.
 
-    Returns: the record of the last validation, with `validation/nelbo` in nats per image; None if
-      the run was preempted.
+    Returns: the record of the last validation, with `validation/nelbo` in nats per image, or what
+      stands in for it (`RunConfig.criterion`); None if the run was preempted.
 
     Raises:
       ConfigError: the devices or the data do not fit the configuration, the data is missing or
@@ -132,7 +133,14 @@ def train(
             check_levels(dataset)
         filled = with_filled_batches(run, dataset, mesh)
         epoch_steps = steps_per_epoch(dataset, filled.training.batch_size)
-        program = make_program(run.model, filled.training, epoch_steps, mesh, flip=dataset.flip)
+        program = make_program(
+            run.model,
+            filled.training,
+            epoch_steps,
+            mesh,
+            flip=dataset.flip,
+            objective=run.objective,
+        )
         if not ignore_memory:
             check_state(program.state, mesh)
         going = going or lock()  # of two first starts, the second may find a run here by now
@@ -171,7 +179,7 @@ def _train(job: _Job, preemption: Preemption | None) -> dict[str, float] | None:
     else:
         update = program.update
         job.going.write_down()
-    draw = make_pictures(model, job.dataset.test)
+    draw = make_pictures(model, job.dataset.test, job.run.objective.has_posterior)
     recorder = Recorder(
         workdir,
         job.run,
@@ -267,8 +275,9 @@ def _go_back(job: _Job, updates: _Updates, trouble: str) -> TrainState:
     if int(health.recent) >= most:
         training, step = job.run.training, updates.step
         beta = kl_weight(step - 1, job.total_steps, training.kl_warmup, training.kl_constant)
+        turns = make_turns(job.run.model, training, job.epoch_steps, job.run.objective)
         report = diagnose(
-            job.run.model, training, updates.state, step, updates.batch, beta, job.dataset.flip
+            job.run.model, updates.state, step, updates.batch, beta, turns, job.dataset.flip
         )
         place = job.workdir.write("report.txt", report.encode())
         raise FloatingPointError(

@@ -14,11 +14,13 @@ from nvae_jax.compilation import jit_on
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.errors import ConfigError
 from nvae_jax.image_spec import ImageSpec
-from nvae_jax.model.architecture import ModelConfig
+from nvae_jax.model.vae import VAEConfig
+from nvae_jax.objectives.base import Objective
+from nvae_jax.objectives.table import ELBO
 from nvae_jax.parallel import batch_sharding, check_batch_size, replicated, state_sharding
-from nvae_jax.training.optimizer import make_optimizer
+from nvae_jax.training.optimizer import TurnsOptimizer
 from nvae_jax.training.state import TrainState, init_state
-from nvae_jax.training.step import make_train_step
+from nvae_jax.training.step import make_train_step, make_turns
 
 Batch = dict[str, Array]
 
@@ -42,12 +44,13 @@ class Program:
 
 
 def make_program(
-    config: ModelConfig,
+    config: VAEConfig,
     training: TrainingConfig,
     steps_per_epoch: int,
     mesh: Mesh,
     *,
     flip: bool,
+    objective: Objective = ELBO,
 ) -> Program:
     """The functions of a run; nothing is compiled yet.
 
@@ -57,6 +60,7 @@ def make_program(
       steps_per_epoch: updates per epoch.
       mesh: the devices; they need not be at hand as long as nothing is run.
       flip: whether training images are mirrored left to right at random.
+      objective: what to minimise.
 
     Raises:
       ConfigError: the devices cannot share a batch equally, or lack what `model.remat` asks for.
@@ -66,11 +70,13 @@ def make_program(
     _check_offload(config, mesh)
 
     def init(batch: Batch, seed: Array) -> TrainState:
-        optimizer = make_optimizer(training, steps_per_epoch)
+        turns = make_turns(config, training, steps_per_epoch, objective)
+        optimizer = TurnsOptimizer(turns, training, steps_per_epoch)
         x = batch_pixels(config.image, batch, seed, flip)
-        return init_state(config, optimizer, seed, x, training.ema_decay is not None)
+        ema = training.ema_decay is not None
+        return init_state(config, optimizer, seed, x, ema, objective)
 
-    train_step = make_train_step(config, training, steps_per_epoch, mesh)
+    train_step = make_train_step(config, training, steps_per_epoch, mesh, objective)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         return train_step(state, batch_pixels(config.image, batch, state.seed, flip))
@@ -116,7 +122,7 @@ def batch_pixels(image: ImageSpec, batch: Batch, seed: Array, flip: bool) -> Arr
     )
 
 
-def _check_offload(config: ModelConfig, mesh: Mesh) -> None:
+def _check_offload(config: VAEConfig, mesh: Mesh) -> None:
     device = mesh.devices.flat[0]
     if config.remat == "offload" and device.platform == "cpu":
         raise ConfigError("model.remat is 'offload'; allowed on cpu: none, cell, group")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, SupportsFloat
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,8 +18,8 @@ from nvae_jax.data.sources import Dataset
 from nvae_jax.errors import ConfigError
 from nvae_jax.evaluation.pictures import draw_curves
 from nvae_jax.memory import give_back_freed_memory
-from nvae_jax.model.distributions import bits_per_dimension
 from nvae_jax.processes import decided
+from nvae_jax.training.criterion import Criterion
 from nvae_jax.training.metrics import flatten_metrics, mean_metrics
 from nvae_jax.training.saving import Saver
 from nvae_jax.training.state import TrainState
@@ -60,9 +59,9 @@ class Recorder:
     ):
         self._workdir = workdir
         self._image = run.model.image
-        self._lowest = -math.inf if run.model.likelihood == "normal" else 0.0
         self._dataset = dataset
         self._training = run.training
+        self._criterion = Criterion.of(run)
         self._total_steps = total_steps
         self._validate = validate
         self._draw = draw
@@ -77,7 +76,8 @@ class Recorder:
         # With other settings or images than before, another NELBO is usual.
         first = self._workdir.records.last_change(step)
         self._workdir.checkpoints.compare_after(first)
-        self._watch = Watch(decided(functools.partial(self._windows, first, step)), self._lowest)
+        past = decided(functools.partial(self._windows, first, step))
+        self._watch = Watch(past, self._criterion)
         self._window: list[dict[str, Array]] = []
         self._save_is_due = False
         self._validated: tuple[int, float | None] = (0, None)  # the last step, and its NELBO
@@ -85,10 +85,11 @@ class Recorder:
 
     def _windows(self, first: int, last: int) -> list[float]:
         """The NELBO of the windows between two steps that are written down."""
+        name = f"train/{self._criterion.name}"
         return [
-            record["train/nelbo"]
+            record[name]
             for record in self._workdir.records.read_metrics()
-            if "train/nelbo" in record and first < record["step"] <= last
+            if name in record and first < record["step"] <= last
         ]
 
     def is_due(self, step: int) -> bool:
@@ -110,8 +111,10 @@ class Recorder:
         """
         if int(metrics["skipped"]):
             names = ", ".join(map(str, np.sort(on_host(index))[:SHOWN]))
+            value = float(metrics[self._criterion.name])
             self._workdir.log(
-                f"step {step:,}: the update is left out (NELBO {float(metrics['nelbo']):.6g} nats, "
+                f"step {step:,}: the update is left out ({self._criterion.title} "
+                f"{value:.6g}{self._criterion.unit}, "
                 f"norm of the gradient {float(metrics['gradient_norm']):.3g}); images {names}, …"
             )
         # At the end there is no later one that could show that it was but a few.
@@ -160,7 +163,7 @@ class Recorder:
 
     def expect_another_nelbo(self, step: int) -> None:
         """Forgets which NELBO is usual: after `step`, the run has other settings or images."""
-        self._watch = Watch(lowest=self._lowest)
+        self._watch = Watch(criterion=self._criterion)
         self._workdir.checkpoints.compare_after(step)
 
     def settle(self, step: int) -> None:
@@ -184,24 +187,31 @@ class Recorder:
             last = decided(find)
         assert last is not None
         records = self._workdir.records.read_metrics()
-        baseline = independent_pixels(self._dataset, self._image)
-        curves = draw_curves(records, baseline, self._dataset.name)
+        criterion, baseline = self._criterion, None
+        if criterion.is_bound:
+            baseline = independent_pixels(self._dataset, self._image)
+        title = self._dataset.name
+        curves = draw_curves(records, baseline, title, criterion.name, criterion.label)
         self._workdir.save_picture("curves", curves[None])
         self._close()
         self._workdir.records.finish(last)
         self._workdir.log(
             f"done, {last['step']:,} steps\n"
-            f"  validation NELBO    {self._in_both_units(last['validation/nelbo'])}\n"
-            f"  independent pixels  {self._in_both_units(baseline)}\n"
-            f"  pictures            {self._workdir.path / 'pictures'}\n"
+            f"  validation {criterion.title:<8} {criterion.full(last[self._validation_name])}\n"
+            + ("" if baseline is None else f"  independent pixels  {criterion.full(baseline)}\n")
+            + f"  pictures            {self._workdir.path / 'pictures'}\n"
             f"  checkpoints         {self._workdir.path / 'checkpoints'}"
         )
         return last
 
     def _last_validation(self, step: int) -> dict[str, Any] | None:
         records = reversed(self._workdir.records.read_metrics())
-        found = (r for r in records if "validation/nelbo" in r and r["step"] == step)
+        found = (r for r in records if self._validation_name in r and r["step"] == step)
         return next(found, None)
+
+    @property
+    def _validation_name(self) -> str:
+        return f"validation/{self._criterion.name}"
 
     def _close(self) -> None:
         self._workdir.checkpoints.close()
@@ -244,30 +254,29 @@ class Recorder:
         means |= {"skipped": len(window) - len(applied)}
         images_per_second = steps_per_second * self._training.batch_size
         speed = {"steps_per_second": steps_per_second, "images_per_second": images_per_second}
-        self._write(step, flatten_metrics(means | speed, "train", self._image.num_dimensions))
+        self._write(step, flatten_metrics(means | speed, "train", self._criterion.dimensions))
         left = (self._total_steps - step) / steps_per_second
         self._workdir.log(
             f"step {step:,}/{self._total_steps:,}  "
-            f"NELBO {self._in_both_units(means['nelbo'])} = {means['reconstruction']:.1f} + "
-            f"KL {means['kl']:.1f} (weight {means['kl_weight']:.2f})  "
+            f"{self._criterion.describe(means)} (weight {means['kl_weight']:.2f})  "
             f"{steps_per_second:.2f} steps/s, {images_per_second:.0f} images/s, "
             f"{_duration(left)} left{self._saver.note}"
         )
         # On CPU, what is left between the blocks of memory in use grows with time.
         give_back_freed_memory()
-        self._watch.window(step, float(means["nelbo"]))
+        self._watch.window(step, float(means[self._criterion.name]))
 
     def _validation(self, step: int, state: TrainState) -> None:
         means = self._validate(state.eval_variables)
-        self._write(step, flatten_metrics(means, "validation", self._image.num_dimensions))
+        self._write(step, flatten_metrics(means, "validation", self._criterion.dimensions))
         self._workdir.log(
             f"step {step:,}/{self._total_steps:,}  "
-            f"validation NELBO {self._in_both_units(means['nelbo'])} = "
-            f"{means['reconstruction']:.1f} + KL {means['kl']:.1f}, "
+            f"validation {self._criterion.describe(means)}, "
             f"{len(self._dataset.test):,} images{drift_note(means)}"
         )
-        self._watch.validation(step, float(means["nelbo"]))
-        self._validated = step, float(means["nelbo"])
+        value = float(means[self._criterion.name])
+        self._watch.validation(step, value)
+        self._validated = step, value
 
     def _pictures(self, step: int, state: TrainState) -> None:
         try:
@@ -298,11 +307,6 @@ class Recorder:
     def _write(self, step: int, values: dict[str, float]) -> None:
         self._workdir.records.write_metrics(step, values)
         self._tensorboard.scalars(step, values)
-
-    def _in_both_units(self, nats: SupportsFloat) -> str:
-        nats = float(nats)
-        bits = bits_per_dimension(nats, self._image.num_dimensions)
-        return f"{nats:.2f} nats ({bits:.3f} bits/dim)"
 
 
 def _duration(seconds: float) -> str:

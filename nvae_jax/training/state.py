@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
-from nvae_jax.model.architecture import ModelConfig
-from nvae_jax.model.nvae import NVAE
+from nvae_jax.model.families import make_network
+from nvae_jax.model.vae import VAEConfig
+from nvae_jax.objectives.base import Objective
+from nvae_jax.objectives.table import ELBO
 from nvae_jax.training.guard import Health
 
 
@@ -24,9 +24,9 @@ class TrainState:
       seed: () uint32, the run's seed. It is here, and not a constant, so that runs that differ only
         in their seed share one compiled program.
       step: () int32, the number of updates so far.
-      params: the model's parameters.
+      params: the model's parameters, and the objective's beside them where it has some.
       batch_stats: the running statistics of batch norm.
-      opt_state: the optimiser's state, by the names of `make_links`.
+      opt_state: the optimisers' states, by the names of `TurnsOptimizer`.
       ema_params: averaged parameters; None: the run keeps none.
       health: what the run remembers of its troubles.
     """
@@ -47,28 +47,30 @@ class TrainState:
 
 
 def init_state(
-    config: ModelConfig,
-    optimizer: optax.GradientTransformationExtraArgs,
+    config: VAEConfig,
+    optimizer: Any,
     seed: Array,
     x: Array,
     ema: bool = False,
+    objective: Objective = ELBO,
 ) -> TrainState:
     """A fresh state; to be run inside `jit`.
 
     Args:
       config: the model's configuration.
-      optimizer: the run's optimiser.
+      optimizer: the run's optimiser, of which `init(params)` is used.
       seed: () uint32, seeds the parameters and the draws that data-dependent initialisation sees.
       x: (B, H, W, C) in [0, 1], a real batch.
       ema: whether to keep averaged parameters.
+      objective: what is minimised; it may have parameters of its own.
     """
     # This kind of key, because XLA's CPU backend compiles its draws in half the time, and there are
     # hundreds. It is no less random than initial values need.
     key_params, key_sample = jax.random.split(jax.random.key(seed, impl="unsafe_rbg"))
-    # A loop gives the same values and compiles faster; there is no gradient to be slow.
-    config = dataclasses.replace(config, unroll=False)
-    variables = NVAE(config).init({"params": key_params, "sample": key_sample}, x, train=True)
-    params = variables["params"]
+    rngs = {"params": key_params, "sample": key_sample}
+    variables = make_network(config.quick_to_compile).init(rngs, x, train=True)
+    own = objective.init(config, jax.random.fold_in(key_params, 1))
+    params = {**variables["params"], **own}
     return TrainState(
         seed=jnp.asarray(seed, jnp.uint32),
         step=jnp.zeros((), jnp.int32),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,74 +14,60 @@ from jax import Array
 from jax.sharding import Mesh
 
 from nvae_jax.config.training import TrainingConfig
-from nvae_jax.model.architecture import ModelConfig
-from nvae_jax.model.nvae import NVAE
 from nvae_jax.model.tower import loop_unroll
+from nvae_jax.model.vae import VAEConfig
+from nvae_jax.objectives.base import Objective, Setting, Turn
+from nvae_jax.objectives.table import ELBO
 from nvae_jax.training.guard import after_update, all_finite, easing, guarded, within_band
-from nvae_jax.training.metrics import step_metrics
-from nvae_jax.training.objective import (
-    balance_targets,
-    elbo_terms,
-    kl_weight,
-    regularization_weight,
-)
-from nvae_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from nvae_jax.training.optimizer import TurnsOptimizer, learning_rate_schedule, moved
+from nvae_jax.training.schedules import kl_weight, regularization_weight
 from nvae_jax.training.state import TrainState
 
 TrainStep = Callable[[TrainState, Array], tuple[TrainState, dict[str, Array]]]
-Loss = Callable[[Any, Any, Array, Array, Array], tuple[Array, Any]]
 
 
-def make_loss(config: ModelConfig, training: TrainingConfig) -> Loss:
-    """A function `(params, batch_stats, x, key, beta) → (loss, (metrics, batch_stats))`.
-
-    x is (B, H, W, C) in [0, 1] and beta the KL's weight. The loss is in nats per image, without
-    regularisers; the statistics that come back are the updated running ones.
-    """
-    model = NVAE(config)
-    targets = balance_targets(config, training.kl_balance)
-
-    def loss(params: Any, batch_stats: Any, x: Array, key: Array, beta: Array) -> tuple[Array, Any]:
-        output, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            x,
-            train=True,
-            rngs={"sample": key},
-            mutable=["batch_stats"],
-        )
-        terms = elbo_terms(config, output, x, beta, targets)
-        metrics = step_metrics(terms, output) | {"loss": terms.loss}
-        return terms.loss, (metrics, updated.get("batch_stats", {}))
-
-    return loss
+def make_turns(
+    config: VAEConfig,
+    training: TrainingConfig,
+    steps_per_epoch: int,
+    objective: Objective = ELBO,
+) -> tuple[Turn, ...]:
+    """The losses of an update of a run, in their order."""
+    num_images = steps_per_epoch * training.batch_size
+    return objective.turns(config, Setting(training.kl_balance, num_images))
 
 
 def make_train_step(
-    config: ModelConfig, training: TrainingConfig, steps_per_epoch: int, mesh: Mesh | None = None
+    config: VAEConfig,
+    training: TrainingConfig,
+    steps_per_epoch: int,
+    mesh: Mesh | None = None,
+    objective: Objective = ELBO,
 ) -> TrainStep:
     """A pure function `(state, x) → (state, metrics)`: one update.
 
     x is (B, H, W, C) in [0, 1]. Under `jit` with a sharded batch, batch-norm statistics and the
     balancing of the KL are those of the global batch. Randomness depends on the seed and the step
-    alone, both of the state. See `step_metrics` for the metrics.
+    alone, both of the state. See the objective's losses for the metrics.
 
     An update of which anything is not finite, whose pixels are not from 0 to 1, or whose gradient
     is an outlier where the run has a `skip_threshold`, is counted and left out: all but step and
-    health stay as they were.
+    health stay as they were. The gradient is that of all turns.
 
     With `training.accumulation_steps` = A, one update sees A parts of B / A images one after the
     other. Batch norm and the balancing of the KL work on a part; gradient, metrics and the change
     of the running statistics are the parts' means. Spectral regularisation, batch-norm penalty and
-    Adamax act once, on the mean.
+    the optimiser act once, on the mean.
 
     Args:
       config: the model's configuration.
       training: how to train it.
       steps_per_epoch: updates per epoch.
       mesh: devices that share the work that does not depend on the batch.
+      objective: what to minimise.
     """
-    gradient_of_loss = jax.grad(make_loss(config, training), has_aux=True)
-    optimizer = make_optimizer(training, steps_per_epoch, mesh)
+    turns = make_turns(config, training, steps_per_epoch, objective)
+    optimizer = TurnsOptimizer(turns, training, steps_per_epoch, mesh)
     schedule = learning_rate_schedule(training, steps_per_epoch)
     total_steps = training.epochs * steps_per_epoch
 
@@ -89,24 +77,39 @@ def make_train_step(
         ease = easing(state.health)
         regularization = regularization_weight(training, beta) / ease
 
-        gradient, (metrics, batch_stats) = mean_over_parts(
-            lambda x, key: gradient_of_loss(state.params, state.batch_stats, x, key, beta),
-            x,
-            key,
-            training.accumulation_steps,
-            loop_unroll(config),
-        )
-        updates, opt_state = optimizer.update(
-            gradient, state.opt_state, state.params, regularization=regularization
-        )
-        updates = jax.tree.map(lambda u: ease * u, updates)
-        params, ema_params = apply_updates(training, updates, state.params, state.ema_params)
-        norm = optax.tree.norm(gradient)
-        spectral, batch_norm = opt_state["spectral"].penalty, opt_state["batch_norm"].penalty
+        params, batch_stats, opt_state = state.params, state.batch_stats, state.opt_state
+        metrics: dict[str, Array] = {}
+        gradients, losses = [], []
+        penalties: dict[str, list[Array]] = {}
+        for number, turn in enumerate(turns):
+            gradient, (measured, batch_stats) = turn_gradient(
+                turn,
+                (params, batch_stats),
+                x,
+                turn_key(key, number, training.accumulation_steps),
+                beta,
+                training.accumulation_steps,
+                loop_unroll(config),
+            )
+            movable, others = moved(turn, params)
+            updates, opt_state, penalty = optimizer.update(
+                number, gradient, opt_state, movable, regularization
+            )
+            updates = jax.tree.map(lambda u: ease * u, updates)
+            params = {**others, **optax.apply_updates(movable, updates)}
+            losses.append(measured.pop("loss"))
+            metrics |= measured
+            gradients.append(gradient)
+            for name, value in penalty.items():
+                penalties.setdefault(name, []).append(value)
+        ema_params = averaged(training, params, state.ema_params)
+        norm = optax.tree.norm(gradients)
+        loss, sums = _sum(losses), {name: _sum(values) for name, values in penalties.items()}
+        if sums:
+            loss = loss + regularization * _sum(list(sums.values()))
+        metrics |= {f"{name}_penalty": value for name, value in sums.items()}
         metrics |= {
-            "loss": metrics["loss"] + regularization * (spectral + batch_norm),
-            "spectral_penalty": spectral,
-            "batch_norm_penalty": batch_norm,
+            "loss": loss,
             "regularization": jnp.asarray(regularization, jnp.float32),
             "kl_weight": beta,
             "learning_rate": ease * schedule(state.step),
@@ -130,14 +133,51 @@ def make_train_step(
     return train_step
 
 
-def apply_updates(
-    training: TrainingConfig, updates: Any, params: Any, ema_params: Any
-) -> tuple[Any, Any]:
-    """The updated parameters, and the averaged ones where the run keeps them, else None."""
-    params = optax.apply_updates(params, updates)
-    if training.ema_decay is not None:
-        ema_params = optax.incremental_update(params, ema_params, 1.0 - training.ema_decay)
-    return params, ema_params
+def _sum(values: Sequence[Array]) -> Array:
+    """Of one number or more; without a 0 to start from, which would be in the program."""
+    return functools.reduce(operator.add, values)
+
+
+def turn_key(key: Array, number: int, parts: int) -> Array:
+    """The key of a turn's draws; the first one's is the update's. Parts have the numbers before."""
+    return key if number == 0 else jax.random.fold_in(key, parts + number - 1)
+
+
+def turn_gradient(
+    turn: Turn,
+    variables: tuple[Any, Any],
+    x: Array,
+    key: Array,
+    weight: Array,
+    parts: int,
+    unroll: int,
+) -> tuple[Any, tuple[dict[str, Array], Any]]:
+    """The gradient of a turn's loss by the parameters that it moves, with what the loss measures.
+
+    Args:
+      turn: of an objective.
+      variables: all parameters, and the running statistics.
+      x: (B, H, W, C) in [0, 1].
+      key: of the draws.
+      weight: () the KL's.
+      parts: see `mean_over_parts`.
+      unroll: see `mean_over_parts`.
+    """
+    params, batch_stats = variables
+    movable, others = moved(turn, params)
+
+    def loss(movable: Any, x: Array, key: Array) -> tuple[Array, Any]:
+        return turn.loss({**others, **movable}, batch_stats, x, key, weight)
+
+    gradient = jax.grad(loss, has_aux=True)
+    return mean_over_parts(lambda x, key: gradient(movable, x, key), x, key, parts, unroll)
+
+
+def averaged(training: TrainingConfig, params: Any, ema_params: Any) -> Any:
+    """The averaged parameters after an update, where the run keeps them, else None."""
+    if training.ema_decay is None:
+        return ema_params
+    return optax.incremental_update(params, ema_params, 1.0 - training.ema_decay)
 
 
 def mean_over_parts(

@@ -29,13 +29,14 @@ def make_validation(
       batch_size: images at a time, over all devices.
       mesh: the devices.
 
-    Returns: the function. Beside what `likelihood.make_validation` returns, it has the NELBO of the
-      first `drift_batches` batches by their own batch-norm statistics, and how much more it is by
-      the statistics that validation uses.
+    Returns: the function. Beside what `likelihood.make_validation` returns, if that is a bound, it
+      has the NELBO of the first `drift_batches` batches by their own batch-norm statistics, and how
+      much more it is by the statistics that validation uses.
     """
     training = run.training
-    means = likelihood.make_validation(run.model, dataset.test, batch_size, mesh)
-    by_batch = BatchStatistics(run.model, batch_size, mesh)
+    has_posterior = run.objective.has_posterior
+    means = likelihood.make_validation(run.model, dataset.test, batch_size, mesh, has_posterior)
+    by_batch = BatchStatistics(run.model, batch_size, mesh, has_posterior)
     train = fixed_split(dataset, "train")
     few = training.drift_batches
 
@@ -46,7 +47,7 @@ def make_validation(
             statistics = by_batch.updated(variables, train, training.recalibration_batches)
             variables = {**variables, "batch_stats": statistics}
         found: dict[str, Any] = means(variables)
-        if few:
+        if few and run.has_bound:
             theirs = by_batch.nelbo(variables, dataset.test, few)
             ours = means(variables, few * batch_size)["nelbo"]
             found |= {BATCH: theirs, DRIFT: ours - theirs}

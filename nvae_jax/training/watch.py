@@ -9,6 +9,8 @@ import math
 import statistics
 from collections.abc import Iterable
 
+from nvae_jax.training.criterion import NELBO, Criterion
+
 JUMP = 2.0  # times the usual NELBO: a jump
 STAYS = 3  # windows in a row that are up
 USUAL = 10  # windows that say what is usual
@@ -30,15 +32,15 @@ class DivergenceError(Exception):
 
 
 class Watch:
-    """Looks at the NELBO of every window of updates.
+    """Looks at the NELBO, or another criterion, of every window of updates.
 
     Args:
       past: the NELBO of the windows before, of a run that goes on.
-      lowest: what the NELBO cannot be below: 0 where pixels have probabilities.
+      criterion: what it is.
     """
 
-    def __init__(self, past: Iterable[float] = (), lowest: float = -math.inf):
-        self._lowest = lowest
+    def __init__(self, past: Iterable[float] = (), criterion: Criterion = NELBO):
+        self._criterion = criterion
         self._windows: list[float] = []
         self._up = 0
         for nelbo in past:
@@ -55,16 +57,17 @@ class Watch:
         Raises:
           DivergenceError: it has jumped, and stays up; or it is impossible.
         """
-        if nelbo < self._lowest - ROUNDING:
+        kind = self._criterion
+        if nelbo < kind.lowest - ROUNDING:
+            value = f"{kind.brief(nelbo)}{kind.unit}"
             raise DivergenceError(
-                step, f"the NELBO is {nelbo:.1f} nats, and pixels from 0 to 1 have none below 0"
+                step, f"the {kind.title} is {value}, and pixels from 0 to 1 have none below 0"
             )
         self._see(nelbo)
         if self._up >= STAYS:
             usual = statistics.median(self._windows)
-            raise DivergenceError(
-                step, f"the NELBO has jumped from {usual:.1f} to {nelbo:.1f} nats"
-            )
+            change = f"{kind.brief(usual)} to {kind.brief(nelbo)}{kind.unit}"
+            raise DivergenceError(step, f"the {kind.title} has jumped from {change}")
 
     def end(self, step: int) -> None:
         """Takes the end of the run.
@@ -73,7 +76,9 @@ class Watch:
           DivergenceError: the NELBO is up, and no window is left that could show that it stays.
         """
         if self.suspicious:
-            raise DivergenceError(step, "the NELBO has jumped in the last windows")
+            raise DivergenceError(
+                step, f"the {self._criterion.title} has jumped in the last windows"
+            )
 
     def skipped(self, step: int, in_a_row: int, most: int) -> None:
         """Takes the number of updates that were left out one after the other.
@@ -91,7 +96,7 @@ class Watch:
           DivergenceError: it is not finite.
         """
         if not math.isfinite(nelbo):
-            raise DivergenceError(step, f"the validation NELBO is {nelbo}")
+            raise DivergenceError(step, f"the validation {self._criterion.title} is {nelbo}")
 
     def _see(self, nelbo: float) -> None:
         if len(self._windows) >= STAYS:

@@ -54,6 +54,8 @@ class Dataset:
         anew in each epoch.
       notes: what a run's log should say about the images.
       files: by split, the size in bytes of each image file by its name; None: they are no files.
+      labels: by split, what each image shows, (N,) integers, which training does not see; None: it
+        is not known.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Dataset:
     random_crop: bool = False
     notes: tuple[str, ...] = ()
     files: Mapping[str, Mapping[str, int]] | None = None
+    labels: Mapping[str, np.ndarray] | None = None
 
     @property
     def manifest(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from nvae_jax.data.images import ImageReader, cover, cover_and_crop, crop_and_resize
 from nvae_jax.data.lsun import NUM_IMAGES
@@ -10,9 +10,11 @@ from nvae_jax.data.sources.base import DataConfig, Dataset, Decoded, Recipe
 from nvae_jax.data.sources.prepared import Prepared, PreparedOrLmdb
 from nvae_jax.data.sources.tfds import open_split
 from nvae_jax.errors import require
+from nvae_jax.fields import require_literals
 from nvae_jax.image_spec import ImageSpec
 
-_CELEBA_FACE = (15, 40, 163, 188)  # left, top, right, bottom of 178x218 pixels
+# Left, top, right, bottom of 178x218 pixels: the paper's, and 168 pixels in the middle.
+_CELEBA_CROPS = {"face": (15, 40, 163, 188), "center": (5, 25, 173, 193)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +94,17 @@ class Celeba64(PreparedOrLmdb):
         "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html or the addresses above.",
     )
     shown = ImageSpec(64, 64, 3)
-    reader = ImageReader(
-        3, functools.partial(crop_and_resize, box=_CELEBA_FACE, height=64, width=64)
-    )
     encoded = True
+
+    crop: Literal["face", "center"] = "face"  # the paper's 148 pixels, or 168 in the middle
+
+    def __post_init__(self):
+        require_literals(self, "data.")
+
+    @property
+    def decoder(self) -> ImageReader:
+        box = _CELEBA_CROPS[self.crop]
+        return ImageReader(3, functools.partial(crop_and_resize, box=box, height=64, width=64))
 
 
 @dataclasses.dataclass(frozen=True)

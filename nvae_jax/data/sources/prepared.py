@@ -38,6 +38,11 @@ class Prepared(DataConfig):
     def image(self) -> ImageSpec:
         return self.shown
 
+    @property
+    def decoder(self) -> ImageReader:
+        """What makes an image of a file of the dataset."""
+        return self.reader
+
     def open(self) -> Dataset:
         train, test = self._sources()
         return Dataset(self.name, self.image, train, test, flip=self.flip)
@@ -45,7 +50,7 @@ class Prepared(DataConfig):
     def _sources(self) -> list[Source]:
         """The sources of both splits."""
         builder, splits = self.stored.builder, self.stored.splits
-        return [Decoded(open_split(builder, s, self.data_dir), self.reader) for s in splits]
+        return [Decoded(open_split(builder, s, self.data_dir), self.decoder) for s in splits]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +70,7 @@ class PreparedOrLmdb(Prepared):
             return super()._sources()
         height, width, channels = self.image.shape
         levels = functools.partial(read_levels, height=height, width=width, channels=channels)
-        read: Callable[[Any], np.ndarray] = self.reader if self.encoded else levels
+        read: Callable[[Any], np.ndarray] = self.decoder if self.encoded else levels
         folder = os.path.realpath(os.path.expanduser(self.lmdb))
         files = [os.path.join(folder, f"{split}.lmdb") for split in ("train", "validation")]
         return [Decoded(LmdbRecords(file), read) for file in files]

@@ -35,7 +35,8 @@ class Digits(DataConfig):
         from PIL import Image
         from sklearn.datasets import load_digits
 
-        grey = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
+        digits = load_digits()
+        grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
         enlarged = [
             Image.fromarray(image).resize((28, 28), Image.Resampling.BILINEAR) for image in grey
         ]
@@ -47,6 +48,7 @@ class Digits(DataConfig):
             image=self.image,
             train=images[order[:1500]],
             test=images[order[1500:]],
+            labels={"train": digits.target[order[:1500]], "test": digits.target[order[1500:]]},
         )
 
 
