@@ -29,6 +29,8 @@ SLOW = {
     "test_api",
     "test_benchmark",
     "test_cells",
+    "test_codes",
+    "test_comparison",
     "test_configs_on_data",
     "test_convolution",
     "test_costs",

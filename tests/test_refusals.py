@@ -108,6 +108,7 @@ TRAIN = [
 MODES = {
     "evaluate": [],
     "sample": [],
+    "codes": [],
     "encode": [],
     "decode": ["--latents={there}/latents.npz"],
     "reconstruct": [],
@@ -143,6 +144,7 @@ OF_ONE_MODE = [
     ("evaluate", ["--split=dev"], "split is 'dev'"),
     ("evaluate", ["--images=10000"], "images is 10000"),
     ("evaluate", ["--temperature=1"], "--temperature"),
+    ("codes", ["--images=1"], "images is 1"),
     ("sample", ["--num_images=0"], "num_images is 0"),
     ("sample", ["--num_images=999999999"], "here, or --output=files"),
     ("sample", ["--batch_size=1000000"], "batch_size is 1000000; allowed: 1 to 65536"),

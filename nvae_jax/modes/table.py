@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from nvae_jax.modes.codes import CodesOptions, codes
 from nvae_jax.modes.decode import DecodeOptions, decode
 from nvae_jax.modes.edit import EditOptions, edit
 from nvae_jax.modes.encode import EncodeOptions, encode
@@ -21,6 +22,7 @@ from nvae_jax.modes.view import ViewOptions, view
 MODES: dict[str, tuple[type, Callable[..., Any]]] = {
     "evaluate": (EvaluateOptions, evaluate),
     "sample": (SampleOptions, sample),
+    "codes": (CodesOptions, codes),
     "encode": (EncodeOptions, encode),
     "decode": (DecodeOptions, decode),
     "reconstruct": (ReconstructOptions, reconstruct),
