@@ -20,6 +20,8 @@ from nvae_jax.model.flows import FlowPair
 from nvae_jax.model.tower import GROUP_INPUT, make_cell, scan_groups
 from nvae_jax.model.vae import draw
 
+Raw = tuple[Array, Array]  # means and log-sigmas as convolutions return them
+
 
 @flax.struct.dataclass
 class GroupInputs:
@@ -73,51 +75,79 @@ class LatentGroup(nn.Module):
     features: int
     first: bool = False
 
-    @nn.compact
-    def __call__(self, h: Array, inputs: GroupInputs, train: bool) -> tuple[Array, GroupOutputs]:
-        """h: (B, h, w, C) → (B, h, w, features)."""
+    def setup(self) -> None:
+        """Makes the cells, the convolutions and the flows."""
         config = self.config
         dtype = jnp.dtype(config.dtype)
-        h = checkpoint_name(h, GROUP_INPUT)
-        prior_raw: tuple[Array, Array] = (jnp.zeros(()), jnp.zeros(()))
         if not self.first:
-            for i in range(config.decoder_cells):
-                cell = make_cell(config, config.cells.decoder, in_group=True, name=f"cell_{i}")
-                h = cell(h, train)
-            prior_raw = _split(Conv(2 * config.num_latents, dtype=dtype, name="prior")(nn.elu(h)))
+            self.cells = [
+                make_cell(config, config.cells.decoder, in_group=True, name=f"cell_{i}")
+                for i in range(config.decoder_cells)
+            ]
+            self.prior_conv = Conv(2 * config.num_latents, dtype=dtype, name="prior")
+        self.posterior_conv = Conv(2 * config.num_latents, 3, dtype=dtype, name="posterior")
+        self.flows = [
+            FlowPair(config.flow, dtype, name=f"flow_{i}") for i in range(config.num_flows)
+        ]
+        self.combine_conv = Conv(self.features, dtype=dtype, name="combine")
 
-        noise, terms = draw(inputs.noise, (*h.shape[:-1], config.num_latents)), None
+    def __call__(self, h: Array, inputs: GroupInputs, train: bool) -> tuple[Array, GroupOutputs]:
+        """h: (B, h, w, C) → (B, h, w, features)."""
+        h = checkpoint_name(h, GROUP_INPUT)
+        h, prior_raw = self.prior(h, train)
+        prior = Normal.from_raw(*prior_raw)
+        noise = draw(inputs.noise, (*h.shape[:-1], self.config.num_latents))
+        terms = None
         if inputs.tap is None:
             z = Normal.from_raw(*prior_raw, temperature=inputs.temperature).sample(noise)
             if inputs.latents is not None and inputs.given is not None:
                 z = jnp.where(inputs.given[:, None, None, None], inputs.latents, z)
         else:
-            z, terms = self._posterior(h, inputs.tap, noise, prior_raw)
+            z, terms = self._draw_posterior(h, inputs.tap, noise, prior_raw)
+        return self.combine(h, z), GroupOutputs(z, prior.noise(z), terms)
 
-        combined = jnp.concatenate([h, z.astype(dtype)], axis=-1)
-        h = Conv(self.features, dtype=dtype, name="combine")(combined)
-        return h, GroupOutputs(z, Normal.from_raw(*prior_raw).noise(z), terms)
+    def prior(self, h: Array, train: bool) -> tuple[Array, Raw]:
+        """The features that this group works with, and its prior's raw parameters.
 
-    def _posterior(self, h, tap, noise, prior_raw):
+        h: (B, h, w, C) → the same shape; raw (B, h, w, Z), or () in the first group.
+        """
+        if self.first:
+            return h, (jnp.zeros(()), jnp.zeros(()))
+        for cell in self.cells:
+            h = cell(h, train)
+        return h, _split(self.prior_conv(nn.elu(h)))
+
+    @nn.compact
+    def posterior(self, h: Array, tap: Array, prior_raw: Raw) -> Raw:
+        """The posterior's raw parameters, (B, h, w, Z), before flows; h is what `prior` returns."""
         config = self.config
-        dtype = jnp.dtype(config.dtype)
         if not self.first:
+            dtype = jnp.dtype(config.dtype)
             tap += Conv(tap.shape[-1], dtype=dtype, name="combine_encoder")(h)
-        raw = _split(Conv(2 * config.num_latents, 3, dtype=dtype, name="posterior")(tap))
+        raw = _split(self.posterior_conv(tap))
         if config.residual_posterior:
-            raw = tuple(q + p for q, p in zip(raw, prior_raw, strict=True))
-        prior, posterior = Normal.from_raw(*prior_raw), Normal.from_raw(*raw)
+            raw = (raw[0] + prior_raw[0], raw[1] + prior_raw[1])
+        return raw
+
+    def combine(self, h: Array, z: Array) -> Array:
+        """Takes latents in: (B, h, w, C) as `prior` returns it, (B, h, w, Z) → (…, features)."""
+        combined = jnp.concatenate([h, z.astype(jnp.dtype(self.config.dtype))], axis=-1)
+        return self.combine_conv(combined)
+
+    def _draw_posterior(self, h, tap, noise, prior_raw):
+        prior = Normal.from_raw(*prior_raw)
+        posterior = Normal.from_raw(*self.posterior(h, tap, prior_raw))
         z = posterior.sample(noise)
         log_q = posterior.log_prob(z)
-        for i in range(config.num_flows):
-            z, log_det = FlowPair(config.flow, dtype, name=f"flow_{i}")(z)
+        for flow in self.flows:
+            z, log_det = flow(z)
             log_q -= log_det
         log_p = prior.log_prob(z)
-        kl = log_q - log_p if config.num_flows else posterior.kl(prior)
+        kl = log_q - log_p if self.flows else posterior.kl(prior)
         return z, GroupTerms(kl.sum((1, 2)), log_q.sum((1, 2, 3)), log_p.sum((1, 2, 3)))
 
 
-def _split(x: Array) -> tuple[Array, Array]:
+def _split(x: Array) -> Raw:
     mean, log_sigma = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return mean, log_sigma
 
@@ -154,15 +184,8 @@ class Decoder(nn.Module):
           of one size, top-down.
         """
         config = self.config
-        dtype = jnp.dtype(config.dtype)
         top = config.scales[-1]
-        shape = (top.height, top.width, top.decoder_channels)
-        prior_features = self.param("prior_features", nn.initializers.uniform(1.0), shape)
-        if config.one_group:
-            # A plain VAE starts from its latents alone; the parameter is there, unused, because
-            # the original's checkpoints hold it.
-            prior_features = prior_features[..., :0]
-        h = jnp.broadcast_to(prior_features, (num_images, *prior_features.shape)).astype(dtype)
+        h = self.start(num_images)
 
         def inputs(start: int, stop: int, tap: Array | None) -> GroupInputs:
             def some(values: Any) -> Any:
@@ -183,7 +206,7 @@ class Decoder(nn.Module):
             if scale is top:
                 groups -= 1
             else:
-                h = make_cell(config, config.cells.decoder, "up", name=f"up_{s}")(h, train)
+                h = self.enlarge(h, s, train)
             if groups:
                 # The encoder's groups run bottom-up, and the last one's tap is `top`.
                 tap = None if taps is None else taps[s][:groups][::-1]
@@ -193,10 +216,34 @@ class Decoder(nn.Module):
                 all_outputs.append(outputs)
                 done += groups
 
+        return self.image(h, train), all_outputs
+
+    def start(self, num_images: int) -> Array:
+        """The features of the first group, (B, h, w, C)."""
+        config = self.config
+        top = config.scales[-1]
+        shape = (top.height, top.width, top.decoder_channels)
+        prior_features = self.param("prior_features", nn.initializers.uniform(1.0), shape)
+        if config.one_group:
+            # A plain VAE starts from its latents alone; the parameter is there, unused, because
+            # the original's checkpoints hold it.
+            prior_features = prior_features[..., :0]
+        h = jnp.broadcast_to(prior_features, (num_images, *prior_features.shape))
+        return h.astype(jnp.dtype(config.dtype))
+
+    def enlarge(self, h: Array, scale: int, train: bool) -> Array:
+        """From the features of the scale above to those of scale number `scale`."""
+        cell = make_cell(self.config, self.config.cells.decoder, "up", name=f"up_{scale}")
+        return cell(h, train)
+
+    def image(self, h: Array, train: bool) -> Array:
+        """From the features after the last group to the image's parameters, in float32."""
+        config = self.config
         for block in range(config.num_blocks):
             for i in range(config.postprocess_cells):
                 resize: Resize = "up" if i == 0 else "same"
                 name = f"postprocess_{block}_{i}"
                 h = make_cell(config, config.cells.postprocess, resize, name=name)(h, train)
+        dtype = jnp.dtype(config.dtype)
         conv = Conv(num_image_parameters(config), 3, dtype=dtype, name="image")
-        return conv(nn.elu(h)).astype(jnp.float32), all_outputs
+        return conv(nn.elu(h)).astype(jnp.float32)

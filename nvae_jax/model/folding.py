@@ -8,6 +8,7 @@ residual, because a convolution of inputs that are not centred has a larger roun
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import flax.linen as nn
@@ -38,8 +39,13 @@ class FoldedNVAE(NVAE):
 
     def apply(self, *args: Any, **kwargs: Any) -> Any:
         """See `flax.linen.Module.apply`."""
-        with nn.intercept_methods(_apply_folded):
+        with applying_folded():
             return super().apply(*args, **kwargs)
+
+
+def applying_folded() -> contextlib.AbstractContextManager[None]:
+    """Inside, a module of the model is applied to its part of what `fold` returns."""
+    return nn.intercept_methods(_apply_folded)
 
 
 def _apply_folded(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
