@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import functools
 import os
+import platform as host
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -23,16 +24,19 @@ _LONG = 1.0  # seconds of compiling that leave much memory behind
 COMPILATION_TIMEOUT = 7200  # seconds that processes wait for the slowest compiler
 
 
-def jit_on(mesh: Mesh, function: Callable[..., Any], **options: Any) -> Any:
+def jit_on(
+    mesh: Mesh, function: Callable[..., Any], reproducible: bool = False, **options: Any
+) -> Any:
     """`jax.jit` of a function that runs on a mesh, with what is best on its platform.
 
     Args:
       mesh: the devices.
       function: to compile; all its arguments are positional.
+      reproducible: whether equal inputs have to give equal bits wherever there is such a device.
       **options: of `jax.jit`.
     """
     platform = mesh.devices.flat[0].platform
-    settings = compiler_options(platform)
+    settings = compiler_options(platform, reproducible)
     return jax.jit(_traced_for(platform, function), compiler_options=settings, **options)
 
 
@@ -41,9 +45,11 @@ def jit_for(platform: str, function: Callable[..., Any]) -> Any:
     return jax.jit(_traced_for({"cuda": "gpu", "rocm": "gpu"}.get(platform, platform), function))
 
 
-def compiler_options(platform: str) -> dict[str, str]:
-    """What the compiler is told for a platform."""
-    return _cpu_options() if platform == "cpu" else {}
+def compiler_options(platform: str, reproducible: bool = False) -> dict[str, Any]:
+    """What the compiler is told for a platform; see `jit_on`."""
+    if platform != "cpu":
+        return {}
+    return _reproducible_cpu_options() if reproducible else _cpu_options()
 
 
 # JAX knows a function that it has compiled by its identity, so the same one is returned again.
@@ -60,6 +66,22 @@ def _traced_for(platform: str, function: Callable[..., Any]) -> Callable[..., An
 
 
 @functools.cache
+def _reproducible_cpu_options() -> dict[str, Any]:
+    """Compiler options with which a program does not depend on the number of cores or their kind.
+
+    Sums are taken in one order by one thread, and by instructions that all x86 processors of the
+    last ten years have. YNNPACK is left out because it looks at the processor to choose.
+    """
+    options: dict[str, Any] = {
+        "xla_cpu_multi_thread_eigen": False,
+        "xla_cpu_experimental_ynn_fusion_type": "",
+    }
+    if host.machine() in ("x86_64", "AMD64"):
+        options["xla_cpu_max_isa"] = "AVX2"
+    return {name: value for name, value in options.items() if _known({name: value})}
+
+
+@functools.cache
 def _cpu_options() -> dict[str, str]:
     """Compiler options for CPU; none where this version of XLA does not know them."""
     # What XLA leaves to YNNPACK: its own list but for convolutions, which stay on one core there if
@@ -68,11 +90,16 @@ def _cpu_options() -> dict[str, str]:
         "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,"
         "LIBRARY_FUSION_TYPE_REDUCE"
     }
+    return options if _known(options) else {}
+
+
+def _known(options: dict[str, Any]) -> bool:
+    """Whether this version of XLA has such options."""
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except jax.errors.JaxRuntimeError:
-        return {}
-    return options
+        return False
+    return True
 
 
 def compiled_together(function: Any, name: str) -> Callable[..., Any]:

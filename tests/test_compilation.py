@@ -1,3 +1,4 @@
+import platform
 import threading
 import types
 
@@ -7,6 +8,7 @@ import pytest
 from tiny import ONE_DEVICE, run_program, tiny_run
 
 from nvae_jax.compilation import (
+    _reproducible_cpu_options,
     compiled_ahead,
     jit_on,
     keep_compiled_programs,
@@ -114,3 +116,12 @@ def test_runs_of_all_seeds_are_the_same_programs():
         update = program.update.lower(program.state, program.batch)
         programs.append((init.as_text(), update.as_text()))
     assert programs[0] == programs[1]
+
+
+def test_reproducible_programs_are_compiled_for_one_thread_and_common_instructions():
+    options = _reproducible_cpu_options()
+    assert options["xla_cpu_multi_thread_eigen"] is False
+    assert options.get("xla_cpu_max_isa") == ("AVX2" if platform.machine() == "x86_64" else None)
+    x = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    product = jit_on(ONE_DEVICE, lambda a, b: a @ b, reproducible=True)(x, x)
+    np.testing.assert_allclose(product, x.astype(np.float64) @ x, rtol=1e-4, atol=1e-4)
