@@ -122,6 +122,18 @@ def define_flags(modes: Mapping[str, type], values: flags.FlagValues = flags.FLA
         define(name, None, "\n".join(lines), flag_values=values)
 
 
+def with_file(mode: str, modes: Mapping[str, type], rest: Sequence[str]) -> dict[str, str]:
+    """The flag `file` from arguments that are not flags, where the mode has one: `--mode m FILE`.
+
+    Raises:
+      ConfigError: the mode has no such flag, or there are more arguments.
+    """
+    has = "file" in {field.name for field in dataclasses.fields(modes[mode])}
+    if len(rest) > (1 if has else 0):
+        raise ConfigError(f"unexpected arguments: {' '.join(rest[1 if has else 0 :])}")
+    return {"file": rest[0]} if rest else {}
+
+
 def read_flags(
     mode: str,
     modes: Mapping[str, type],

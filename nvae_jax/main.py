@@ -46,6 +46,7 @@ from nvae_jax.command_line import (
     option_lines,
     parse_flags,
     read_flags,
+    with_file,
 )
 from nvae_jax.compilation import (
     give_back_after_compiling,
@@ -131,13 +132,13 @@ define_flags(_OPTIONS)
 
 def main(argv: list[str]) -> None:
     """Does what the flags say."""
-    del argv
     preemption = Preemption() if _MODE.value == "train" else None
     logging.set_verbosity(logging.WARNING)
     with leaving_promptly(), door():
         signal.pthread_sigmask(signal.SIG_UNBLOCK, Preemption.SIGNALS)
         mode = _MODE.value
-        options = read_flags(mode, _OPTIONS, flags.FLAGS.flag_values_dict(), _ELSEWHERE)
+        given = flags.FLAGS.flag_values_dict() | with_file(mode, _OPTIONS, argv[1:])
+        options = read_flags(mode, _OPTIONS, given, _ELSEWHERE)
         run = _run() if mode in ("train", "prepare") else None
         needless = mode == "prepare"
         require("--workdir", _WORKDIR.value, needless or bool(_WORKDIR.value), "a folder")
@@ -263,7 +264,7 @@ def _parse(argv: list[str]) -> list[str]:
         fields = [field for field in fields if re.match(r"--?config\.data\.size=", field)]
     # Without a configuration, they are fields of the saved one.
     _FIELDS.extend(re.sub("^--?", "--", field) for field in fields)
-    return parse_flags([argument for argument in argv if argument not in fields])
+    return parse_flags([argument for argument in argv if argument not in fields], positional=True)
 
 
 if __name__ == "__main__":

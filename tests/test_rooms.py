@@ -29,9 +29,10 @@ DEVICES = {"parallel", "compilation", "processes"}
 ROOMS["evaluation"] = ROOMS["config"] | DEVICES | {"config", "workdir"}
 ROOMS["training"] = ROOMS["evaluation"] | {"evaluation"}
 ROOMS["interop"] = ROOMS["config"] | {"config"}
+ROOMS["compression"] = ROOMS["evaluation"] | {"evaluation"}
 ROOMS["api"] = ROOMS["training"] | {"training", "packaged"}
 ROOMS["viewer"] = ROOMS["api"] | {"api"}
-ROOMS["modes"] = ROOMS["viewer"] | {"viewer", "command_line"}
+ROOMS["modes"] = ROOMS["viewer"] | {"viewer", "command_line", "compression"}
 ROOMS["measuring"] = ROOMS["modes"] | {"modes"}
 ROOMS["tools"] = ROOMS["measuring"] | {"measuring", "interop"}
 ROOMS["main"] = ROOMS["modes"] | {"modes"}
@@ -229,6 +230,7 @@ def test_allowed(tmp_path, file, source):
         ("training/step.py", "from nvae_jax.config import run", "imports nvae_jax.config.run;"),
         ("training/step.py", "from nvae_jax.evaluation import fid", "it may import: "),
         ("interop/official.py", "from nvae_jax.training import state", "interop may import: "),
+        ("compression/coder.py", "from nvae_jax.training import state", "compression may import: "),
         ("modes/fid.py", "from nvae_jax.measuring import hlo", "modes may import: "),
         ("tools/aot.py", "from nvae_jax import main", "tools may import: "),
         ("cellar/wine.py", "", "is in no room"),

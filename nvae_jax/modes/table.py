@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from nvae_jax.modes.codes import CodesOptions, codes
+from nvae_jax.modes.compress import CompressOptions, compress
 from nvae_jax.modes.decode import DecodeOptions, decode
+from nvae_jax.modes.decompress import DecompressOptions, decompress
 from nvae_jax.modes.edit import EditOptions, edit
 from nvae_jax.modes.encode import EncodeOptions, encode
 from nvae_jax.modes.evaluate import EvaluateOptions, evaluate
@@ -32,4 +34,6 @@ MODES: dict[str, tuple[type, Callable[..., Any]]] = {
     "fid": (FIDOptions, fid),
     "export": (ExportOptions, export),
     "view": (ViewOptions, view),
+    "compress": (CompressOptions, compress),
+    "decompress": (DecompressOptions, decompress),
 }

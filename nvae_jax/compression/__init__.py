@@ -1,0 +1,1 @@
+"""Lossless compression of images with a trained model: bits back with ANS."""
