@@ -12,8 +12,9 @@ from tiny import CONFIG
 
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.measuring import aot
-from nvae_jax.measuring.aot import Report, candidates, compile_step, make_devices
+from nvae_jax.measuring.aot import Report, candidates, compile_step
 from nvae_jax.measuring.hlo import Traffic
+from nvae_jax.measuring.topologies import GPUS, make_devices
 from nvae_jax.model import variable_shapes
 from nvae_jax.parallel import make_mesh
 
@@ -94,8 +95,15 @@ def test_the_search_ends_with_the_first_that_fits(monkeypatch, capsys):
 
 def test_a_slice_takes_its_compiler(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"^--topology is 'v5e:2x4'; allowed: with libtpu .pip"):
+    with pytest.raises(ValueError, match=r"^--topology is 'v5e:2x4'; .* with libtpu .pip"):
         make_devices("v5e:2x4")
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_gpus_take_their_compiler(monkeypatch, name):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=rf"^--topology is '{name}:8'; .*\(pip install jax-cuda12"):
+        make_devices(f"{name}:8")
 
 
 def test_a_slice_that_there_is_not_is_refused_by_name(monkeypatch):

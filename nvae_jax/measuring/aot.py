@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import os
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from nvae_jax.config.training import TrainingConfig
-from nvae_jax.errors import ConfigError
 from nvae_jax.measuring.compiled import compile_for
 from nvae_jax.measuring.hlo import Traffic
 from nvae_jax.measuring.workloads import STEPS_PER_EPOCH
@@ -20,12 +16,8 @@ from nvae_jax.model.architecture import ModelConfig, Remat
 from nvae_jax.model.vae import VAEConfig
 from nvae_jax.objectives.base import Objective
 from nvae_jax.objectives.table import ELBO
-from nvae_jax.training.fitting import device_memory, recomputes, required_memory
+from nvae_jax.training.fitting import GIB, recomputes, required_memory
 from nvae_jax.training.program import make_program
-
-GIB = 2**30
-# Memory of a device as JAX counts devices, from the makers' documentation.
-TPU_MEMORY = {"v2": 8, "v3": 16, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,37 +109,6 @@ def candidates(
 
 def _with_remat(config: VAEConfig, remat: Remat) -> VAEConfig:
     return dataclasses.replace(config, remat=remat) if isinstance(config, ModelConfig) else config
-
-
-def make_devices(topology: str | None) -> tuple[list[Any], float | None]:
-    """The devices to compile for, and the bytes of memory of each where they are known.
-
-    Args:
-      topology: a TPU slice, generation and chips, such as v5e:4x8; None: the devices of this
-        machine. Those of a CPU share its memory.
-
-    Raises:
-      ConfigError: there is no such slice, or no compiler for it is installed.
-    """
-    if topology is None:
-        return jax.devices(), device_memory(jax.devices())
-    if importlib.util.find_spec("libtpu") is None:
-        raise ConfigError(f"--topology is {topology!r}; allowed: with libtpu (pip install libtpu)")
-    from jax.experimental import topologies
-
-    # The compiler shall neither look for a TPU nor for other processes that use it.
-    jax.config.update("jax_platforms", "cpu")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    try:
-        slice_ = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"--topology is {topology!r}; allowed: a TPU slice such as v5e:2x4 ({error})"
-        ) from error
-    gib = TPU_MEMORY.get(topology.partition(":")[0])
-    return list(slice_.devices), None if gib is None else gib * GIB
 
 
 def search(

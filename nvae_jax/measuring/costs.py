@@ -16,12 +16,14 @@ from nvae_jax.config.run import RunConfig
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.errors import ConfigError, require
 from nvae_jax.fields import from_mapping
-from nvae_jax.measuring.aot import GIB, Report, make_devices, search
+from nvae_jax.measuring.aot import Report, search
 from nvae_jax.measuring.hlo import Traffic
 from nvae_jax.measuring.results import markdown, new_figure, read_json, save_figure
+from nvae_jax.measuring.topologies import make_devices
 from nvae_jax.model.families import model_config
 from nvae_jax.model.vae import VAEConfig
 from nvae_jax.parallel import check_batch_size, make_mesh
+from nvae_jax.training.fitting import GIB
 
 DEVICES = "chips"  # the field of cases that differ in their slice
 

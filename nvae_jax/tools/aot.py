@@ -2,10 +2,11 @@
 
 Command: python -m nvae_jax.tools.aot --config configs/ffhq256.py --topology v5e:4x8 [--fit]
 
-`--topology` names a TPU slice, generation and chips; it requires `pip install libtpu`, but no TPU.
-Without it, the step is compiled for the devices of this machine. `--fit` looks for the first
-setting that fits the memory: with more and more recomputation in the backward pass, then with the
-batch in more and more parts. `--json FILE` keeps the figures.
+`--topology` names a TPU slice, generation and chips, or GPUs, such as h100:8 (docs/scaling.md).
+Neither has to be at hand, but their compilers: `pip install libtpu`, or `pip install -e
+'.[gpu_compile]'`. Without it, the step is compiled for the devices of this machine. `--fit` looks
+for the first setting that fits the memory: with more and more recomputation in the backward pass,
+then with the batch in more and more parts. `--json FILE` keeps the figures.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ from collections.abc import Sequence
 
 from nvae_jax.command_line import door
 from nvae_jax.errors import ConfigError
-from nvae_jax.measuring.aot import GIB, candidates, make_devices, search
+from nvae_jax.measuring.aot import candidates, search
 from nvae_jax.measuring.results import check_file, write_json
 from nvae_jax.measuring.settings import make_parser, parse, read_config
+from nvae_jax.measuring.topologies import GPU_LEAVES_OUT, is_gpu, make_devices
 from nvae_jax.parallel import make_mesh
+from nvae_jax.training.fitting import GIB
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Compiles the run of the command line and prints what it requires."""
     parser = make_parser(__doc__, config_required=True)
-    parser.add_argument("--topology", help="TPU slice such as v5e:4x8; this machine by default")
+    parser.add_argument("--topology", help="such as v5e:4x8 or h100:8; this machine by default")
     parser.add_argument("--fit", action="store_true", help="find remat and batch parts that fit")
     parser.add_argument("--json", metavar="FILE", help="file for the figures")
     with door():
@@ -38,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         memory = "" if limit is None else f" of {limit / GIB:.1f} GiB"
         size = training.batch_size
         print(f"{where}: {mesh.size} device(s){memory}, {size} images, {model.dtype}")
+        if options.topology and is_gpu(devices[0]):
+            print(GPU_LEAVES_OUT)
         tried = candidates(model, training, mesh) if options.fit else [(model, training)]
         reports, fits = search(tried, mesh, limit, run.objective)
         if options.json:
