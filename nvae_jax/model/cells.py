@@ -9,7 +9,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from nvae_jax.model.convolution import Conv, uniform_fan_in
 from nvae_jax.model.kernels.batch_norm import Activation
@@ -30,15 +30,35 @@ def upsample_nearest(x: Array) -> Array:
 
 def upsample_bilinear(x: Array) -> Array:
     """Interpolates bilinearly, with corners aligned: (B, H, W, C) → (B, 2H, 2W, C)."""
-    rows, columns = (_bilinear_weights(n).astype(x.dtype) for n in x.shape[1:3])
-    x = jnp.einsum("bhwc,hi->biwc", x, rows)
-    return jnp.einsum("biwc,wj->bijc", x, columns)
+    # Sums of shifted pixels rather than products with matrices of weights: XLA fuses the sums, and
+    # for GPUs it could not compile some of the products' gradients.
+    return _interpolate(_interpolate(x, axis=1), axis=2)
 
 
-def _bilinear_weights(n: int) -> np.ndarray:
-    """(n, 2n): the weight of input i in output j, which is at position j(n-1)/(2n-1)."""
-    position = np.arange(2 * n) * (n - 1) / (2 * n - 1)
-    return np.maximum(0.0, 1.0 - np.abs(position[None] - np.arange(n)[:, None]))
+def _interpolate(x: Array, axis: int) -> Array:
+    """Doubles the n pixels of an axis; output j is at position j(n-1)/(2n-1), computed in float32.
+
+    So output 2i is i/(2n-1) of a pixel before input i, and output 2i+1 is (n-1-i)/(2n-1) behind it.
+    """
+    n = x.shape[axis]
+    distance = np.arange(n, dtype=np.float32) / (2 * n - 1)
+    pixels = x.astype(jnp.float32)
+
+    def towards(distance: np.ndarray, neighbor: Array) -> Array:
+        distance = distance.reshape(-1, *[1] * (x.ndim - axis - 1))
+        return ((1 - distance) * pixels + distance * neighbor).astype(x.dtype)
+
+    even = towards(distance, _shifted(pixels, axis, 1))
+    odd = towards(distance[::-1], _shifted(pixels, axis, -1))
+    shape = (*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
+    return jnp.stack([even, odd], axis + 1).reshape(shape)
+
+
+def _shifted(x: Array, axis: int, places: int) -> Array:
+    """Moves the pixels of an axis by some places; zeros move in."""
+    widths = [(0, 0, 0)] * x.ndim
+    widths[axis] = (places, -places, 0)
+    return lax.pad(x, np.zeros((), x.dtype), widths)
 
 
 class ResidualConv(nn.Module):
