@@ -86,7 +86,7 @@ def test_it_runs_with_jax_flax_and_optax_alone(tmp_path, tiny):
     assert step.flops == forward.flops + backward.flops + spectral
     assert step.memory > forward.memory > 0
     assert rows["evaluate", "NELBO"].flops == forward.flops
-    assert len([what for what, _ in rows if what == "operations"]) == 2 * 8
+    assert len([what for what, _ in rows if what == "operations"]) == 2 * 9
     for what in ("train", "sample", "evaluate", "operations"):
         assert f"\n{what} " in done.stdout
 

@@ -9,7 +9,8 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from nvae_jax.model.kernels.depthwise import depthwise_conv
+from nvae_jax.errors import ConfigError
+from nvae_jax.model.kernels.depthwise import FORMULATIONS, depthwise_conv
 from nvae_jax.parallel import batch_sharding, make_mesh
 
 # Compilation takes all the time here, so the compiler shall not optimise.
@@ -110,15 +111,45 @@ def test_bfloat16_keeps_its_dtype_and_sums_the_kernel_gradient_in_float32():
         assert error.max() < tolerance * abs(exact).max()
 
 
-@pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 0), ("cuda", 3), ("tpu", 3)])
-def test_only_the_cpu_does_without_xla_convolutions(platform, convolutions):
+@pytest.mark.parametrize("stride", [1, 2])
+def test_formulations_for_gpus_agree_with_xla(stride):
+    x, kernel, _ = draw((5, 6), 5)
+    forward, gradients = FORMULATIONS["fused products"]
+
+    @jit
+    def passes(x, kernel):
+        y, vjp = jax.vjp(lambda x, k: grouped(x, k, stride), x, kernel)
+        ours = forward(x, kernel, stride=stride)
+        return (ours, *gradients(x, kernel, y, stride=stride)), (y, *vjp(y))
+
+    for actual, expected in zip(*passes(x, kernel), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-4)
+
+
+def convolutions_for(platform):
+    """How many convolutions the output and both gradients consist of."""
+
     def passes(x, kernel):
         y, vjp = jax.vjp(depthwise_conv, x, kernel)
         return y, vjp(y)
 
     traced = jax.jit(passes).trace(*draw((4, 4), 3)[:2])
     lowered = traced.lower(lowering_platforms=(platform,)).as_text()
-    assert lowered.count("stablehlo.convolution") == convolutions
+    return lowered.count("stablehlo.convolution")
+
+
+@pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 0), ("cuda", 3), ("tpu", 3)])
+def test_only_the_cpu_does_without_xla_convolutions(platform, convolutions):
+    assert convolutions_for(platform) == convolutions
+
+
+def test_on_gpus_products_are_a_choice(monkeypatch):
+    monkeypatch.setenv("NVAE_JAX_DEPTHWISE_ON_GPU", "products")
+    assert convolutions_for("cuda") == 1  # the kernel's gradient
+    assert convolutions_for("tpu") == 3
+    monkeypatch.setenv("NVAE_JAX_DEPTHWISE_ON_GPU", "winograd")
+    with pytest.raises(ConfigError, match="is 'winograd'; allowed: grouped, products"):
+        convolutions_for("cuda")
 
 
 def test_devices_share_the_gradients_of_a_batch():

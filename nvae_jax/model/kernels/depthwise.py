@@ -1,13 +1,16 @@
 """Depthwise convolution: a grouped convolution, or a sum of shifted products on CPU.
 
 XLA's CPU backend runs a grouped convolution, and above all the gradient of its kernel, many times
-slower than the arithmetic requires.
+slower than the arithmetic requires. On GPUs it leaves all of it to cuDNN; the output and the
+gradient of the input can be shifted products there, too, in one fusion each that moves as many
+bytes. `NVAE_JAX_DEPTHWISE_ON_GPU=products` chooses this, until it is measured which is faster.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+
+from nvae_jax.errors import require
 
 Taps = tuple[tuple[int, int], ...]
 
@@ -50,9 +55,13 @@ def _all_taps(kernel) -> Taps:
     return tuple((i, j) for i in range(k) for j in range(k))
 
 
-def _pad_space(x, widths):
+def _pad(x, widths):
     """Pads each image with zeros; `widths` are (before, after) for rows and for columns."""
-    return _computed_once(jnp.pad(x, ((0, 0), *widths, (0, 0))))
+    return jnp.pad(x, ((0, 0), *widths, (0, 0)))
+
+
+def _pad_space(x, widths):
+    return _computed_once(_pad(x, widths))
 
 
 def _computed_once(x):
@@ -68,33 +77,69 @@ def _window(padded, i, j, shape, stride):
     return padded[:, i : i + rows : stride, j : j + columns : stride]
 
 
+def _sum_of_products(padded, kernel, *, shape, stride, taps):
+    """The sum over kernel positions of the padded input, shifted, times the kernel there."""
+    return sum(
+        _window(padded, i, j, shape, stride) * kernel[i, j, 0] for i, j in taps or _all_taps(kernel)
+    )
+
+
+def _output_shape(x, stride):
+    batch, height, width, channels = x.shape
+    return batch, -(-height // stride), -(-width // stride), channels
+
+
+def _spread(g, x, stride):
+    """The gradient of an output, with zeros for the pixels that a stride skips."""
+    rest = [n - ((m - 1) * stride + 1) for n, m in zip(x.shape, g.shape, strict=True)]
+    between = ((0, 0, 0), (0, rest[1], stride - 1), (0, rest[2], stride - 1), (0, 0, 0))
+    return lax.pad(g, jnp.zeros((), g.dtype), between)
+
+
+def _mirrored(kernel, taps):
+    """The kernel of the input's gradient, and its taps in the order of the kernel's."""
+    last = kernel.shape[0] - 1
+    return kernel[::-1, ::-1], tuple((last - i, last - j) for i, j in taps or _all_taps(kernel))
+
+
 def _shifted_products(x, kernel, *, stride, taps):
     """`_grouped` as a sum over kernel positions, each a product of the shifted input."""
-    pad = kernel.shape[0] // 2
-    padded = _pad_space(x, [(pad, pad)] * 2)
-    batch, height, width, channels = x.shape
-    shape = batch, -(-height // stride), -(-width // stride), channels
-    return _computed_once(
-        sum(
-            _window(padded, i, j, shape, stride) * kernel[i, j, 0]
-            for i, j in taps or _all_taps(kernel)
-        )
-    )
+    padded = _pad_space(x, [(kernel.shape[0] // 2,) * 2] * 2)
+    options = {"shape": _output_shape(x, stride), "stride": stride, "taps": taps}
+    return _computed_once(_sum_of_products(padded, kernel, **options))
 
 
 def _shifted_gradients(x, kernel, g, *, stride, taps):
     """`_grouped_gradients` without a convolution."""
     g = _computed_once(g)
-    taps = taps or _all_taps(kernel)
-    pad = kernel.shape[0] // 2
-    # Pixels that a stride skips have a zero gradient.
-    rest = [n - ((m - 1) * stride + 1) for n, m in zip(x.shape, g.shape, strict=True)]
-    between = ((0, 0, 0), (0, rest[1], stride - 1), (0, rest[2], stride - 1), (0, 0, 0))
-    spread = _pad_space(lax.pad(g, jnp.zeros((), g.dtype), between), [(pad, pad)] * 2)
-    dx = sum(
-        _window(spread, 2 * pad - i, 2 * pad - j, x.shape, 1) * kernel[i, j, 0] for i, j in taps
-    )
-    return _computed_once(dx), _kernel_gradient(x, kernel, g, stride, taps)
+    padded = _pad_space(_spread(g, x, stride), [(kernel.shape[0] // 2,) * 2] * 2)
+    mirrored, mirrored_taps = _mirrored(kernel, taps)
+    dx = _sum_of_products(padded, mirrored, shape=x.shape, stride=1, taps=mirrored_taps)
+    return _computed_once(dx), _kernel_gradient(x, kernel, g, stride, taps or _all_taps(kernel))
+
+
+def _fused_products(x, kernel, *, stride, taps):
+    """`_shifted_products` for GPUs, where padding and sums in float32 are part of one fusion."""
+    return _fused(x, kernel, shape=_output_shape(x, stride), stride=stride, taps=taps)
+
+
+def _fused_gradients(x, kernel, g, *, stride, taps):
+    """`_grouped_gradients` whose input gradient is `_fused_products` of the output's.
+
+    Sums over all pixels do not fuse with each other: as products, the gradient of a 5×5 kernel
+    moves 13 times as many bytes.
+    """
+    mirrored, mirrored_taps = _mirrored(kernel, taps)
+    spread = _spread(g, x, stride)
+    dx = _fused(spread, mirrored, shape=x.shape, stride=1, taps=mirrored_taps)
+    _, vjp = jax.vjp(lambda kernel: _grouped(x, kernel, stride=stride), kernel)
+    return dx, *vjp(g)
+
+
+def _fused(x, kernel, **options):
+    padded = _pad(_computed_once(x), [(kernel.shape[0] // 2,) * 2] * 2)
+    total = _sum_of_products(padded.astype(jnp.float32), kernel.astype(jnp.float32), **options)
+    return _computed_once(total.astype(x.dtype))
 
 
 def _kernel_gradient(x, kernel, g, stride, taps):
@@ -160,12 +205,19 @@ def depthwise_conv(x: Array, kernel: Array, stride: int = 1, taps: Taps | None =
 
     Returns: (B, ⌈H / stride⌉, ⌈W / stride⌉, C).
     """
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=functools.partial(_shifted_products, stride=stride, taps=taps),
-        default=functools.partial(_grouped, stride=stride),
+    shifted = _for_platforms(_shifted_products, _fused_products, stride=stride, taps=taps)
+    grouped = functools.partial(_grouped, stride=stride)
+    return lax.platform_dependent(x, kernel, **shifted, default=grouped)
+
+
+def _for_platforms(on_cpu: Any, on_gpu: Any, **options: Any) -> dict[str, Any]:
+    """By platform, the formulation without a grouped convolution that is used there."""
+    choice = os.environ.get("NVAE_JAX_DEPTHWISE_ON_GPU", "grouped")
+    require(
+        "NVAE_JAX_DEPTHWISE_ON_GPU", choice, choice in ("grouped", "products"), "grouped, products"
     )
+    found = {"cpu": on_cpu} | ({"cuda": on_gpu} if choice == "products" else {})
+    return {name: functools.partial(function, **options) for name, function in found.items()}
 
 
 def _forward(x, kernel, stride, taps):
@@ -173,12 +225,9 @@ def _forward(x, kernel, stride, taps):
 
 
 def _backward(stride, taps, residuals, g):
-    return lax.platform_dependent(
-        *residuals,
-        g,
-        cpu=functools.partial(_shifted_gradients, stride=stride, taps=taps),
-        default=functools.partial(_grouped_gradients, stride=stride),
-    )
+    shifted = _for_platforms(_shifted_gradients, _fused_gradients, stride=stride, taps=taps)
+    grouped = functools.partial(_grouped_gradients, stride=stride)
+    return lax.platform_dependent(*residuals, g, **shifted, default=grouped)
 
 
 depthwise_conv.defvjp(_forward, _backward)
@@ -191,5 +240,9 @@ FORMULATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "shifted products": (
         functools.partial(_shifted_products, taps=None),
         functools.partial(_shifted_gradients, taps=None),
+    ),
+    "fused products": (
+        functools.partial(_fused_products, taps=None),
+        functools.partial(_fused_gradients, taps=None),
     ),
 }
