@@ -1,4 +1,4 @@
-"""Training and sampling in turns with the same network in PyTorch, on this machine's CPU.
+"""Training and sampling in turns with the same network in PyTorch, on this machine's GPU or CPU.
 
     pip install torch
     python tests/race.py --config configs/cifar_bench.py
@@ -25,10 +25,11 @@ def our_tasks(model, training):
     import jax
     import numpy as np
 
+    from nvae_jax.compilation import jit_on
     from nvae_jax.evaluation.sampling import make_draw
     from nvae_jax.measuring.workloads import Workload
     from nvae_jax.model.folding import fold
-    from nvae_jax.parallel import jit_on, make_mesh
+    from nvae_jax.parallel import make_mesh
 
     work = Workload(model, training, make_mesh(), repeats=1)
     folded = jax.jit(functools.partial(fold, model))(work.state.eval_variables)
@@ -56,6 +57,8 @@ def pytorch_tasks(model, training):
     from nvae_jax.model import variable_shapes
     from nvae_jax.objectives.elbo import balance_targets
 
+    on_gpu = torch.cuda.is_available()
+    torch.set_default_device("cuda" if on_gpu else "cpu")
     rng = np.random.default_rng(0)
     shapes = variable_shapes(model)
     variables = jax.tree.map(lambda x: rng.uniform(-0.1, 0.1, x.shape).astype(x.dtype), shapes)
@@ -78,10 +81,16 @@ def pytorch_tasks(model, training):
         loss = network.loss(images, noise(), 0.5, targets)
         (loss + training.regularization * network.penalty()).backward()
         optimizer.step()
+        wait()
 
     @torch.no_grad()
     def sample():
         torch.sigmoid(network.decode(None, noise(), False)[0])
+        wait()
+
+    def wait():
+        if on_gpu:
+            torch.cuda.synchronize()
 
     return {"update": update, "sample": sample}
 
@@ -94,10 +103,11 @@ def serve(side, path):
         keep_freed_memory()  # as main does, before the imports below start threads
     from nvae_jax.compilation import keep_compiled_programs
     from nvae_jax.config.run import read_run
-    from nvae_jax.tools.benchmark import read_settings
+    from nvae_jax.measuring.benchmark import with_data
+    from nvae_jax.measuring.settings import read_settings
 
     keep_compiled_programs()
-    run = read_run(read_settings(path))
+    run = read_run(with_data(read_settings(path)))
     model, training = run.model, run.training
     tasks = (our_tasks if side == "nvae_jax" else pytorch_tasks)(model, training)
     for task in TASKS:

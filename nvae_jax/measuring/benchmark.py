@@ -29,7 +29,7 @@ from nvae_jax.model.architecture import ModelConfig
 from nvae_jax.parallel import make_mesh
 
 # In the order of measurement: the peak of the memory in use is the update's.
-PARTS = ("train", "sample", "evaluate", "compile", "load", "operations")
+PARTS = ("train", "update", "sample", "evaluate", "compile", "load", "operations")
 
 
 def parse_parts(text: str) -> list[str]:
@@ -103,6 +103,7 @@ def measure_run(
     work = workloads.Workload(model, training, mesh, repeats, batch, run.objective)
     images = training.batch_size
     measurements = {
+        "update": lambda: step_split.update(work),
         "train": lambda: step_split.train(work),
         "sample": lambda: workloads.sample(work, num_images or images),
         "evaluate": lambda: workloads.evaluate(work),

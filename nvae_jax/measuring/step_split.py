@@ -23,13 +23,36 @@ from nvae_jax.training.step import averaged, make_turns, mean_over_parts
 BETA, REGULARIZATION = 0.5, 1e-2  # weights of the middle of training; they cost the same at any
 
 
+def update(work: Workload) -> list[Row]:
+    """The update as a whole. The state of `work` goes on by some steps."""
+    update, step, peak = _warm_update(work)
+    seconds = measure({"step": step}, work.repeats)["step"]
+    return [Row("update", "step", seconds, **_of_step(work, update, peak))]
+
+
 def train(work: Workload) -> list[Row]:
     """The update and its parts, see `split`. The state of `work` goes on by some steps.
 
     An update of several turns, or without regularisers, is measured as a whole only.
     """
-    size = work.mesh.size
-    update = compile_for(work.program.update, work.state, work.batch, devices=size)
+    update, step, peak = _warm_update(work)
+    turns = make_turns(work.model, work.training, STEPS_PER_EPOCH, work.objective)
+    calls: dict[str, Callable[[], Any]] = {}
+    counts: dict[str, dict[str, Any]] = {}
+    if len(turns) == 1 and work.training.regularization:  # or it has other parts than these
+        calls, counts = _parts(work, turns[0])
+    seconds = measure({"step": step, **calls}, work.repeats)
+    rows = [Row("train", "step", seconds["step"], **_of_step(work, update, peak))]
+    if not calls:
+        return rows
+    for name, values in split(seconds).items():
+        rows.append(Row("train", name, values, **counts.get(name, {})))
+    return rows
+
+
+def _warm_update(work: Workload) -> tuple[Compiled, Callable[[], Any], int | None]:
+    """The update, a function that does one, and the peak of the memory in use after some."""
+    update = compile_for(work.program.update, work.state, work.batch, devices=work.mesh.size)
 
     def step() -> Any:
         work.state, metrics = update.call(work.state, work.batch)
@@ -39,19 +62,11 @@ def train(work: Workload) -> list[Row]:
     for _ in range(WARM_UP):
         jax.block_until_ready(step())
     peak = (work.mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use")
-    turns = make_turns(work.model, work.training, STEPS_PER_EPOCH, work.objective)
-    calls: dict[str, Callable[[], Any]] = {}
-    counts: dict[str, dict[str, Any]] = {}
-    if len(turns) == 1 and work.training.regularization:  # or it has other parts than these
-        calls, counts = _parts(work, turns[0])
-    seconds = measure({"step": step, **calls}, work.repeats)
-    images = work.training.batch_size
-    rows = [Row("train", "step", seconds["step"], images, **update.counts, peak=peak)]
-    if not calls:
-        return rows
-    for name, values in split(seconds).items():
-        rows.append(Row("train", name, values, **counts.get(name, {})))
-    return rows
+    return update, step, peak
+
+
+def _of_step(work: Workload, update: Compiled, peak: int | None) -> dict[str, Any]:
+    return {"images": work.training.batch_size, **update.counts, "peak": peak}
 
 
 def split(seconds: Mapping[str, list[float]]) -> dict[str, list[float]]:
