@@ -47,6 +47,8 @@ SLOW = {
     "test_folding",
     "test_fuzz",
     "test_going_on",
+    "test_gpu_compilation",
+    "test_gpu_lease",
     "test_import_official",
     "test_inception",
     "test_interpolate",
