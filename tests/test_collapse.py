@@ -117,8 +117,8 @@ def train_toy(preference, scale, x):
         "log_sigma": jnp.zeros(latents),
     }
     prior = Normal(jnp.zeros(latents), jnp.ones(latents))
-    steps = 1000
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.02, steps))
+    steps = 500
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.03, steps))
 
     def posterior(params):
         mean = x @ params["encoder"]
