@@ -60,7 +60,7 @@ def code_information(
     parts = _parts(Normal(np.asarray(mean), np.asarray(sigma)), np.asarray(z), size, groups)
     names = ("kl", "mutual_information", "total_correlation", "between_groups", "within_groups")
     means = {name: getattr(parts, name) for name in (*names, "dimension_wise")}
-    values = {name: float(np.mean(value, dtype=np.float64)) for name, value in means.items()}
+    values = {name: float(np.asarray(value, np.float64).mean()) for name, value in means.items()}
     return values | {"mutual_information_bound": math.log(size)}
 
 
