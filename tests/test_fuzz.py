@@ -146,7 +146,7 @@ def test_options_are_those_of_the_mode_or_refused(data):
 def commands(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
     make_run(folder / "run")
-    commands = Commands(folder)
+    commands = Commands(folder, HOME=str(folder))  # `~` is expanded
     yield commands
     commands.close()
 

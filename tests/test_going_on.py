@@ -302,6 +302,13 @@ def test_copies_of_test_images_are_none_to_train_on(user, done):
             path.unlink()
 
 
+def test_another_test_fraction_divides_all_images_anew(user, done):
+    run = copy(done, "fraction")
+    more = "--config.data.test_fraction=0.4", "--config.training.epochs=9"
+    assert "test_fraction is 0.4, saved: 0.1" in user.refused(run, *more)
+    assert "moved to the other split" in user.train(run, *more, ACCEPT)
+
+
 def test_of_two_first_starts_the_second_goes_on(user, monkeypatch):
     make_program, inner = loop.make_program, []
 

@@ -40,6 +40,7 @@ class Going:
 
     Attributes:
       run: the run as it is wanted.
+      images: those which it knows, and which stay in their splits; None: none.
       step: of the checkpoint to go on from; None: a fresh start, which any settings are good for.
 
     Raises:
@@ -61,9 +62,13 @@ class Going:
         self.step = max(steps, default=None)
         self._changes: list[str] = []
         self._manifest: Manifest | None = None
+        self.images: Manifest | None = None
         if self.step is not None:
             saved = read_run(workdir.load_config())
-            self._changes = list(map(str, check_changes(saved, run, accept, str(workdir.path))))
+            found = check_changes(saved, run, accept, str(workdir.path))
+            self._changes = list(map(str, found))
+            if all(change.name != "data.test_fraction" for change in found):
+                self.images = workdir.load_images()
 
     def agree(self, dataset: Dataset, total_steps: int) -> None:
         """Compares the images with those of before; a fresh run is written down.

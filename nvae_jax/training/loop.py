@@ -128,7 +128,7 @@ def train(
 
         # A run that is refused leaves no folder behind, not even for its lock.
         going = lock() if workdir.has_config() else None
-        dataset = run.open_data(workdir.load_images())
+        dataset = run.open_data(None if going is None else going.images)
         if going is None or going.step is None:
             check_levels(dataset)
         filled = with_filled_batches(run, dataset, mesh)
