@@ -13,6 +13,7 @@ from tiny import ONE_DEVICE, compile_quickly, make_run, random_variables, run_pr
 
 from configs import default
 from configs.digits_conv_vae import plain_training
+from nvae_jax.compression.network import check_codable
 from nvae_jax.config.changes import check_changes
 from nvae_jax.config.run import read_run
 from nvae_jax.errors import ConfigError
@@ -292,6 +293,11 @@ def test_the_optimisers_state_is_fixed(objective, changes, named):
     # Objectives of one loss may follow each other.
     names = [change.name for change in check_changes(conv_run(), conv_run("mmd"), accept=True)]
     assert "objective.name" in names
+
+
+def test_only_a_hierarchy_is_compressed():
+    with pytest.raises(ConfigError, match=r"model.name is 'conv_vae'; allowed: nvae, to compress"):
+        check_codable(PLAIN)
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ import numpy as np
 
 from nvae_jax.errors import require
 from nvae_jax.evaluation.latents import Space, check_latents
-from nvae_jax.model import Latents, ModelConfig
+from nvae_jax.model import Latents, VAEConfig
 
 
 def latent_arrays(
-    config: ModelConfig, latents: Latents | Sequence[np.ndarray], space: Space
+    config: VAEConfig, latents: Latents | Sequence[np.ndarray], space: Space
 ) -> tuple[list[np.ndarray], bool]:
     """Latents as arrays (N, h, w, Z) per group, and whether they were of one image.
 

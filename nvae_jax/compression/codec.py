@@ -25,7 +25,7 @@ from nvae_jax.compression.stream import decode_stream, encode_stream, sensible_l
 from nvae_jax.errors import ConfigError, require
 from nvae_jax.evaluation.trained import TrainedModel
 from nvae_jax.image_spec import LARGEST_SIDE
-from nvae_jax.model import ModelConfig
+from nvae_jax.model import VAEConfig
 
 CHECKED_BYTES = 1024  # images below this size, as they are stored raw, share a check
 LARGEST_BATCH = 1024
@@ -245,7 +245,7 @@ def _version_of_library() -> str:
     return version(library().__name__)
 
 
-def _check_images(config: ModelConfig, images: Sequence[np.ndarray]) -> None:
+def _check_images(config: VAEConfig, images: Sequence[np.ndarray]) -> None:
     require("images", len(images), len(images) > 0, "1 or more")
     channels = config.image_shape[-1]
     for number, image in enumerate(images):
@@ -261,11 +261,11 @@ def _check_images(config: ModelConfig, images: Sequence[np.ndarray]) -> None:
             require(f"the levels of {name}", levels[:4].tolist(), set(levels) <= {0, 255}, allowed)
 
 
-def _is_binary(config: ModelConfig) -> bool:
+def _is_binary(config: VAEConfig) -> bool:
     return config.likelihood == "bernoulli"
 
 
-def _as_given(config: ModelConfig, levels: np.ndarray, missing_bits: int) -> np.ndarray:
+def _as_given(config: VAEConfig, levels: np.ndarray, missing_bits: int) -> np.ndarray:
     return levels * np.uint8(255) if _is_binary(config) else levels << missing_bits
 
 
@@ -294,7 +294,7 @@ def _check(images: Sequence[np.ndarray]) -> int:
 
 
 def _check_runs(
-    shapes: Sequence[tuple[int, int]], config: ModelConfig, bits: int, streams: Sequence[Stream]
+    shapes: Sequence[tuple[int, int]], config: VAEConfig, bits: int, streams: Sequence[Stream]
 ) -> list[slice]:
     """Consecutive images of one stream that share a check: as many as make up CHECKED_BYTES."""
     runs, first = [], 0

@@ -25,7 +25,7 @@ from nvae_jax.compression.coder import library
 from nvae_jax.compression.pixels import BernoulliPixels, MixturePixels, Pixels
 from nvae_jax.errors import require
 from nvae_jax.evaluation.trained import TrainedModel
-from nvae_jax.model import ModelConfig, steps
+from nvae_jax.model import ModelConfig, VAEConfig, steps
 from nvae_jax.model.folding import fold
 from nvae_jax.parallel import make_mesh
 
@@ -54,8 +54,7 @@ class Network:
     """
 
     def __init__(self, model: TrainedModel, batch_size: int):
-        config = model.config
-        check_codable(config)
+        config = check_codable(model.config)
         library()
         self.config, self.batch_size, self.seconds = config, batch_size, 0.0
         self.device = model.mesh.local_devices[0]
@@ -169,13 +168,16 @@ class Network:
         return outputs
 
 
-def check_codable(config: ModelConfig) -> None:
-    """Checks that a model's images and latents can be coded exactly.
+def check_codable(config: VAEConfig) -> ModelConfig:
+    """Checks that a model's images and latents can be coded exactly, and returns it as an NVAE's.
 
     Raises:
       ConfigError: they cannot; the message says why.
     """
     probability = "bernoulli or logistic_mixture: a density is no probability that can be coded"
+    by_groups = "nvae, to compress: no other network can be taken in steps from group to group"
+    require("model.name", config.name, isinstance(config, ModelConfig), by_groups)
+    assert isinstance(config, ModelConfig)  # which mypy does not know
     discrete = config.likelihood != "normal"
     require("model.likelihood", config.likelihood, discrete, f"to compress, {probability}")
     preserving = config.num_flows == 0 or config.flow == "shift"
@@ -188,6 +190,7 @@ def check_codable(config: ModelConfig) -> None:
     )
     channels = config.image_shape[-1]
     require("model.image_shape", config.image_shape, channels <= 4, "to compress, 1 to 4 channels")
+    return config
 
 
 def levels_bits(config: ModelConfig) -> int:
