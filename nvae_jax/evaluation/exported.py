@@ -37,14 +37,15 @@ def export_functions(
     Returns: by name
       `prepare`: `(weights) → prepared`, both by name; weights as `named` returns them.
       `sample`: `(prepared, index, seed, temperatures) → images`.
-      `encode`: `(prepared, x, index, seed, posterior_temperature) → {"values", "noise"}`.
+      `encode`: `(prepared, x, index, seed, posterior_temperature) → {"values", "noise"}`, the means
+        at any temperature where the model has no posterior (see `Objective`).
       `decode`: `(prepared, latents, given, index, seed, temperatures) → images`.
 
       Numbers of images `index` and seeds are uint32, (B,) and (); temperatures (groups,); x (B, H,
       W, C) and images (B, h, w, C) in [0, 1]; latents, values and noise one (B, h, w, Z) per group,
       top-down; given (B, groups), whether a latent is given or drawn.
     """
-    config = model.config
+    config, has_posterior = model.config, model.run.objective.has_posterior
     weights = {name: _shape(x.shape) for name, x in named(model.variables).items()}
     index, seed = _shape((batch_size,), np.uint32), _shape((), np.uint32)
     temperatures = _shape((config.total_groups,))
@@ -55,7 +56,7 @@ def export_functions(
     arguments: dict[str, tuple[Callable[..., Any], Sequence[Any]]] = {
         "prepare": (_prepare(config), (weights,)),
         "sample": (_sample(config), (prepared, index, seed, temperatures)),
-        "encode": (_encode(config), (prepared, x, index, seed, _shape(()))),
+        "encode": (_encode(config, has_posterior), (prepared, x, index, seed, _shape(()))),
         "decode": (_decode(config), (prepared, latents, given, index, seed, temperatures)),
     }
     return {
@@ -84,14 +85,15 @@ def _sample(config: VAEConfig) -> Callable[..., Any]:
 
 
 @functools.cache
-def _encode(config: VAEConfig) -> Callable[..., Any]:
+def _encode(config: VAEConfig, has_posterior: bool) -> Callable[..., Any]:
     encoder = make_encoder(config)
 
     def encode(
         prepared: Any, x: Array, index: Array, seed: Array, posterior_temperature: Array
     ) -> dict[str, list[Array]]:
         batch = {"x": x, "index": index}
-        latents = encoder(unnamed(prepared), batch, seed, posterior_temperature)
+        scale = posterior_temperature if has_posterior else 0.0 * posterior_temperature
+        latents = encoder(unnamed(prepared), batch, seed, scale)
         return {"values": latents.values, "noise": latents.noise}
 
     return encode
