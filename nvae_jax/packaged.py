@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import os
@@ -41,7 +42,8 @@ def find_config(name: str) -> str:
         spec = importlib.util.find_spec(f"{_PACKAGE}.{file}")
         return f"{spec.origin if spec else file}{argument}"
     same = re.sub(r"^.*/|\.py$", "", file)
-    meant = f"did you mean {same}{argument}? " if same in packaged else ""
+    closest = difflib.get_close_matches(same, packaged, n=1)
+    meant = f"did you mean {closest[0]}{argument}? " if closest else ""
     raise ConfigError(
         f"--config is {name!r}, which is no file; {meant}allowed: a .py file, or one of "
         f"{', '.join(packaged)}"

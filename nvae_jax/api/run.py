@@ -115,8 +115,8 @@ class Run:
           ConfigError: the temperatures are none, or as many as there are neither scales nor groups.
           FloatingPointError: recalibrated statistics are not finite.
 
-        >>> run.sample(4, temperature=0.8, seed=1).shape
-        (4, 28, 28, 1)
+        >>> run.sample(2, temperature=0.8, seed=1).shape
+        (2, 28, 28, 1)
         """
         batches = self.sample_batches(
             number,
@@ -172,9 +172,9 @@ class Run:
         Raises:
           ConfigError: these are no images of the model's size.
 
-        >>> latents = run.encode(run.images("test:0-2"))
+        >>> latents = run.encode(run.images("test:0-1"))
         >>> [z.shape for z in latents.values]
-        [(3, 4, 4, 2), (3, 4, 4, 2), (3, 8, 8, 2), (3, 8, 8, 2)]
+        [(2, 4, 4, 2), (2, 4, 4, 2), (2, 8, 8, 2), (2, 8, 8, 2)]
         """
         check_counts(batch_size=batch_size)
         x, alone = pixels_of(self.trained, images)
@@ -215,9 +215,9 @@ class Run:
         Raises:
           ConfigError: these are no latents of the model, or there is no such scale or group.
 
-        >>> images = run.decode(run.encode(run.images("test:0-2")))
+        >>> images = run.decode(run.encode(run.images("test:0-1")))
         >>> images.shape
-        (3, 28, 28, 1)
+        (2, 28, 28, 1)
         """
         check_counts(batch_size=batch_size)
         arrays, alone = latent_arrays(self.config.model, latents, space)
@@ -262,10 +262,10 @@ class Run:
         Raises:
           ConfigError: these are no images of the model's size, or it has fewer scales or groups.
 
-        >>> run.reconstruct(run.images("test:0-2"), scales=1).shape
-        (3, 28, 28, 1)
-        >>> run.reconstruct(run.images("test:0-2"), groups=(0, 2, 4)).shape
-        (3, 3, 28, 28, 1)
+        >>> run.reconstruct(run.images("test:0-1"), scales=1).shape
+        (2, 28, 28, 1)
+        >>> run.reconstruct(run.images("test:0-1"), groups=(0, 4)).shape
+        (2, 2, 28, 28, 1)
         """
         check_counts(batch_size=batch_size)
         require("groups", groups, scales is None or groups is None, "scales or groups, not both")
@@ -316,8 +316,8 @@ class Run:
             there is no such scale or group.
 
         >>> a, b = run.images("test:0-1")
-        >>> run.interpolate(a, b, steps=3).shape
-        (3, 28, 28, 1)
+        >>> run.interpolate(a, b, steps=4).shape
+        (4, 28, 28, 1)
         """
         check_counts(batch_size=batch_size)
         require("steps", steps, steps >= 2, "2 or more")
@@ -362,8 +362,8 @@ class Run:
         Raises:
           ConfigError: these are no images of the model's size.
 
-        >>> run.log_likelihood(run.images("test:0-2"), draws=2).shape
-        (3,)
+        >>> run.log_likelihood(run.images("test:0-1"), draws=2).shape
+        (2,)
         """
         check_counts(draws=draws, batch_size=batch_size, draws_at_once=draws_at_once)
         x, alone = pixels_of(self.trained, images)
