@@ -5,9 +5,9 @@ Command: python -m nvae_jax.main --config configs/celeba64_conv_vae.py --workdir
 """
 
 from ml_collections import ConfigDict
+from nvae_jax.configs.digits_conv_vae import plain_training
 
-from configs import default
-from configs.digits_conv_vae import plain_training
+from nvae_jax.configs import default
 
 
 def get_config() -> ConfigDict:

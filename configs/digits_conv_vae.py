@@ -6,7 +6,7 @@ Another objective is named behind a colon: --config configs/digits_conv_vae.py:m
 
 from ml_collections import ConfigDict
 
-from configs import default, digits
+from nvae_jax.configs import default, digits
 
 
 def get_config(objective: str = "elbo") -> ConfigDict:
