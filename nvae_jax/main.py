@@ -88,11 +88,11 @@ _OPTIONS = {"train": TrainOptions, "prepare": PrepareOptions}
 _OPTIONS |= {mode: options for mode, (options, _) in MODES.items()}
 
 _ABOUT = {
-    "train": "trains a model, or goes on with a run; without --mode",
-    "prepare": "brings a configuration's dataset onto this machine",
+    "train": "trains a model, or goes on with a run; without --mode.",
+    "prepare": "brings a configuration's dataset onto this machine.",
 }
 _ABOUT |= {
-    mode: (sys.modules[do.__module__].__doc__ or "").splitlines()[0].partition(": ")[2].rstrip(".")
+    mode: (sys.modules[do.__module__].__doc__ or "").splitlines()[0].partition(": ")[2]
     for mode, (_, do) in MODES.items()
 }
 # Options on which the memory depends that a mode requires.
@@ -206,7 +206,7 @@ def _help(argv: list[str]) -> str:
     name = re.search(r"(?:^|\0)--?mode[=\0](\w+)", "\0".join(argv))
     if name and name[1] in _OPTIONS:
         mode = name[1]
-        lines = [f"--mode {mode}: {_ABOUT[mode]}.", "", *option_lines(_OPTIONS[mode])]
+        lines = [f"--mode {mode}: {_ABOUT[mode]}", "", *option_lines(_OPTIONS[mode])]
         return "\n".join([*lines, "", "--help alone says what all modes have in common."])
     shared = (_CONFIG, _WORKDIR, _RESULTS)
     several = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID, _DISTRIBUTED, _HEARTBEAT_TIMEOUT)
@@ -219,7 +219,7 @@ def _help(argv: list[str]) -> str:
             "  nvae-jax --mode sample --help                                  options of a mode",
             "",
             "Modes:",
-            *entry_lines({f"--mode {mode}": f"{text}." for mode, text in _ABOUT.items()}),
+            *entry_lines({f"--mode {mode}": text for mode, text in _ABOUT.items()}),
             "",
             "Options:",
             *entry_lines({f"--{flag.name}": flags.FLAGS[flag.name].help for flag in shared}),
