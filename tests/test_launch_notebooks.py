@@ -59,6 +59,8 @@ def test_names_are_bound_before_they_are_used(path):
                 known |= {alias.asname or alias.name for alias in node.names}
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 known.add(node.id)
+            elif isinstance(node, ast.FunctionDef):
+                known.add(node.name)
             elif isinstance(node, ast.arg):
                 known.add(node.arg)
         used = {node.id for node in nodes if isinstance(node, ast.Name)}
@@ -88,7 +90,8 @@ class Shell:
 
     def __init__(self, folder):
         self.folder, self.shown = folder, []
-        self.fields = [f"--config.{name}={value}" for name, value in RUN.items()]
+        fields = RUN | {"training.epochs": 1, "training.warmup_epochs": 0}
+        self.fields = [f"--config.{name}={value}" for name, value in fields.items()]
         self.modules = {"IPython": types.ModuleType("IPython")}
         self.modules["IPython.display"] = types.SimpleNamespace(
             display=self.shown.append, Image=lambda filename: Path(filename).read_bytes()
@@ -96,9 +99,7 @@ class Shell:
 
     def __call__(self, command):
         words = shlex.split(command.replace(".venv/bin/python", sys.executable))
-        done = subprocess.run(
-            [*words, *self.fields, "--config.training.epochs=1"], cwd=ROOT, capture_output=True
-        )
+        done = subprocess.run([*words, *self.fields], cwd=ROOT, capture_output=True)
         assert done.returncode == 0, done.stderr.decode()[-4000:]
 
     def execute(self, path, workdir):
