@@ -23,6 +23,8 @@ def read_npz(file: BinaryIO) -> Mapping[str, np.ndarray]:
       ConfigError: unpacked, they would take more than half of the machine's memory.
       ValueError, zipfile.BadZipFile: it is damaged, or an array is larger than what is in the file.
     """
+    if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
+        raise ValueError("it is an .npy file")
     with zipfile.ZipFile(file) as archive:
         size, most = sum(entry.file_size for entry in archive.infolist()), machine_memory() / 2
         require("the unpacked size in bytes", size, size <= most, f"at most {most:.3g} here")
