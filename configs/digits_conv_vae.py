@@ -13,7 +13,7 @@ def get_config(objective: str = "elbo") -> ConfigDict:
     """64 latents under a Bernoulli head, at the steps of configs/digits.py."""
     config = default.get_config("digits", "conv_vae", objective)
     config.model.update(widths=(32, 64, 128, 256), num_latents=64)
-    config.training.update(digits.get_config().training)
+    config.training.update(digits.get_config().training.to_dict())
     config.training.update(plain_training(learning_rate=1e-3))
     return config
 

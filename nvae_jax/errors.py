@@ -109,7 +109,8 @@ def reason(error: BaseException) -> str:
     """What an error says, without the file name that the message around it has."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if "allow_pickle" in str(error):  # NumPy's advice, which no option of ours follows
+    # NumPy advises `allow_pickle`, which no option of ours follows.
+    if any(text in str(error) for text in ("allow_pickle", "Python objects in dtype")):
         return "it holds no plain arrays"
     if isinstance(error, RecursionError):
         return "it is nested too deeply"

@@ -125,7 +125,7 @@ def test_help_is_for_people():
         text = main._help(["nvae-jax", f"--mode={mode}", "--help"])
         assert text.startswith(f"--mode {mode}: ")
         assert all(f"--{field.name}" in text for field in dataclasses.fields(options))
-        assert max(map(len, (everything + text).splitlines())) <= 100
+        assert max(map(len, [*everything.splitlines(), *text.splitlines()])) <= 100
     assert "(default: 64)" in main._help(["nvae-jax", "--help", "--mode", "sample"])
 
 

@@ -28,6 +28,7 @@ def test_compiled_programs_are_kept_where_the_user_says(monkeypatch, tmp_path):
         # Programs for other numbers of cores are others.
         for cores in ({0}, {0, 5, 7}):
             monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: cores, raising=False)
+            jax.config.update("jax_compilation_cache_dir", None)
             keep_compiled_programs()
             folder = tmp_path / "nvae_jax" / f"xla_{len(cores)}_cores"
             assert jax.config.jax_compilation_cache_dir == str(folder)

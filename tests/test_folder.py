@@ -302,7 +302,10 @@ def test_cache_that_cannot_be_written_does_not_matter(tmp_path, monkeypatch):
     ("options", "message"),
     [
         ({"path": "nowhere"}, "data.path is 'nowhere'; allowed: a folder$"),
-        ({"path": "empty"}, r"data.path is 'empty'; allowed: a folder with images \(.jpg, .png"),
+        (
+            {"path": "empty"},
+            r"data.path is 'empty', without images; allowed: a folder with images \(.jpg, .png",
+        ),
         ({"size": 0}, "data.size is 0; allowed: a positive int"),
         ({"size": (8, 8, 3)}, r"data.size is \(8, 8, 3\)"),
         ({"channels": 2}, "data.channels is 2; allowed: 1, 3, 4"),

@@ -14,7 +14,7 @@ def validated(monkeypatch):
     """From fields of a run to its validation of statistics that make the NELBO what they are."""
 
     class ByBatch:
-        def __init__(self, config, batch_size, mesh):
+        def __init__(self, config, batch_size, mesh, has_posterior):
             assert batch_size == 16
 
         def nelbo(self, variables, source, batches):
@@ -23,7 +23,7 @@ def validated(monkeypatch):
         def updated(self, variables, source, batches):
             return {"mean": variables["batch_stats"]["mean"] + batches}
 
-    def by_running(config, test, batch_size, mesh):
+    def by_running(config, test, batch_size, mesh, has_posterior):
         def means(variables, images=None):
             own = sum(variables["batch_stats"].values())
             return {"nelbo": own if images is None else own + images}
