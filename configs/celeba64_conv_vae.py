@@ -5,7 +5,6 @@ Command: python -m nvae_jax.main --config configs/celeba64_conv_vae.py --workdir
 """
 
 from ml_collections import ConfigDict
-from nvae_jax.configs.digits_conv_vae import plain_training
 
 from nvae_jax.configs import default
 
@@ -16,5 +15,5 @@ def get_config() -> ConfigDict:
     config.data.crop = "center"
     config.model.likelihood = "squared_error"
     config.objective.beta = 2.5e-4
-    config.training.update(plain_training(learning_rate=5e-3), epochs=10, batch_size=16)
+    config.training.update(default.plain_training(learning_rate=5e-3), epochs=10, batch_size=16)
     return config

@@ -14,6 +14,8 @@ defaults, is said where they are declared:
 Command: python -m nvae_jax.main --config configs/default.py --workdir DIR
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from nvae_jax.config.template import run_template
@@ -34,3 +36,20 @@ def get_config(
         config.data = ConfigDict({"name": "photos"})  # so that another name fits
     config.training.update(epochs=100, batch_size=32)
     return config
+
+
+def plain_training(learning_rate: float) -> dict[str, Any]:
+    """Fields of `training`: Adam at a constant rate, without what is NVAE's.
+
+    That is, without regularisers, L2 and a warm-up of the KL.
+    """
+    return {
+        "optimizer": "adam",
+        "learning_rate": learning_rate,
+        "min_learning_rate": learning_rate,
+        "warmup_epochs": 0,
+        "weight_decay": 0.0,
+        "regularization": 0.0,
+        "kl_warmup": 0.0,
+        "kl_constant": 0.0,
+    }

@@ -12,7 +12,6 @@ from interruptions import last_arrays
 from tiny import ONE_DEVICE, compile_quickly, make_run, random_variables, run_program
 
 from configs import default
-from configs.digits_conv_vae import plain_training
 from nvae_jax.compression.network import check_codable
 from nvae_jax.config.changes import check_changes
 from nvae_jax.config.run import read_run
@@ -59,7 +58,7 @@ def conv_run(objective="elbo", dataset="digits", **changes):
     """A small run of a plain VAE."""
     config = default.get_config(dataset, "conv_vae", objective)
     config.model.update(widths=(4, 8), num_latents=3)
-    config.training.update(plain_training(1e-3), epochs=1, batch_size=256)
+    config.training.update(default.plain_training(1e-3), epochs=1, batch_size=256)
     config.training.update(dict.fromkeys(("log_interval", "checkpoint_interval"), 1))
     config.update_from_flattened_dict(changes)
     return read_run(config)

@@ -166,6 +166,9 @@ IMPOSSIBLE = {
     "max_rollbacks": [-1],
     "skip_threshold": [0.0],
     "eval_batch_size": [0],
+    "eval_statistics": ["batch", ""],
+    "recalibration_batches": [0],
+    "drift_batches": [-1],
 }
 CASES = [(name, value) for name, values in IMPOSSIBLE.items() for value in values]
 
