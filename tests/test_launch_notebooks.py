@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import re
 import shlex
 import subprocess
@@ -99,7 +100,10 @@ class Shell:
 
     def __call__(self, command):
         words = shlex.split(command.replace(".venv/bin/python", sys.executable))
-        done = subprocess.run([*words, *self.fields], cwd=ROOT, capture_output=True)
+        environment = {**os.environ, "XLA_FLAGS": ""}  # on one device
+        done = subprocess.run(
+            [*words, *self.fields], cwd=ROOT, env=environment, capture_output=True
+        )
         assert done.returncode == 0, done.stderr.decode()[-4000:]
 
     def execute(self, path, workdir):
