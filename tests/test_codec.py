@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-pytest.importorskip("constriction", reason="an extra of the package")
+pytest.importorskip("constriction", reason="requires the extra `compression`")
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -93,7 +93,7 @@ def of(config, seed=0):
     rng = np.random.default_rng(seed)
     variables = jax.tree.map(lambda x: np.float32(x + 0.01 * rng.normal(size=x.shape)), variables)
     run = types.SimpleNamespace(model=config)
-    return TrainedModel(None, run, ONE_DEVICE, variables, step=7)
+    return TrainedModel(None, run, ONE_DEVICE, variables, step=7, log=print)
 
 
 def samples(model, number):

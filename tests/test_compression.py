@@ -6,7 +6,7 @@ import functools
 import numpy as np
 import pytest
 
-pytest.importorskip("constriction", reason="an extra of the package")
+pytest.importorskip("constriction", reason="requires the extra `compression`")
 
 import jax.numpy as jnp
 from hypothesis import given, settings
@@ -193,7 +193,7 @@ def test_openings_come_back(seed, shape, num_bits, kind):
 def test_images_are_what_their_tiles_join_to(height, width, h, w):
     image = np.arange(height * width * 2).reshape(height, width, 2)
     parts = tiles.split(image, (h, w))
-    sizes = tiles.grid(height, width, (h, w))
+    sizes = tiles.grid((height, width), (h, w))
     assert len(parts) == len(sizes)
     assert sum(rows * columns for rows, columns in sizes) == height * width
     for part, (rows, columns) in zip(parts, sizes, strict=True):

@@ -9,6 +9,7 @@ import pytest
 from tiny import random_variables
 
 from nvae_jax.model import NVAE, ModelConfig, steps
+from nvae_jax.model.convolution import Conv
 from nvae_jax.model.distributions import image_distribution
 from nvae_jax.model.folding import fold
 
@@ -77,3 +78,18 @@ def test_steps_are_the_passes_of_the_whole_model(changes):
         np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(stepped, logits, rtol=1e-3, atol=2e-3)
     assert image_distribution(config, logits).logits.shape == stepped.shape
+
+
+def test_long_products_are_sums_of_short_ones():
+    rng = np.random.default_rng(0)
+    conv = Conv(8)
+    kernel, bias = rng.normal(size=(1, 1, 130, 8)), rng.normal(size=8)
+    variables = {"params": {"kernel": np.float32(kernel), "bias": np.float32(bias)}}
+    x = rng.normal(size=(1, 2, 2, 130)).astype(np.float32)
+
+    def apply(x):
+        with steps._in_short_sums():
+            return conv.apply(variables, x)
+
+    assert str(jax.make_jaxpr(apply)(x)).count("dot_general[") == 3
+    np.testing.assert_allclose(apply(x), x @ kernel[0, 0] + bias, rtol=1e-4, atol=1e-4)

@@ -91,7 +91,7 @@ def compress(
         images, low_bits = [image >> low_bits for image in images], 0
 
     tile = model.config.image.inner_shape[:2]
-    total = sum(len(tiles.grid(*image.shape[:2], tile)) for image in images)
+    total = sum(len(tiles.grid(image.shape[:2], tile)) for image in images)
     in_stream = total * min(stream_images or len(images), len(images)) / len(images)
     levels = sensible_levels(network, _some_tiles(images, tile) >> low_bits, in_stream)
     coder = BatchCoder(network, levels, low_bits)
@@ -169,7 +169,7 @@ def decompress(
     tile = model.config.image.inner_shape[:2]
     runs = _check_runs(shapes, model.config, bits, packed.streams)
     first = before = 0
-    total = sum(len(tiles.grid(*shape, tile)) for shape in shapes)
+    total = sum(len(tiles.grid(shape, tile)) for shape in shapes)
     for stream in packed.streams:
         of_stream = shapes[first : first + stream.images]
         mask = _masks(of_stream, tile)
@@ -182,7 +182,7 @@ def decompress(
                         continue
                     some = []
                     for shape in shapes[run]:
-                        count = len(tiles.grid(*shape, tile))
+                        count = len(tiles.grid(shape, tile))
                         some.append(tiles.join(np.stack([*islice(source, count)]), *shape))
                         before += count
                     done(before, total)
@@ -281,7 +281,7 @@ def _streams(images: int, length: int | None) -> list[slice]:
 
 def _masks(shapes: Sequence[tuple[int, int]], tile: tuple[int, int]) -> np.ndarray:
     """What is coded of the tiles of images, (N, h, w) bool."""
-    sizes = np.asarray([size for shape in shapes for size in tiles.grid(*shape, tile)])
+    sizes = np.asarray([size for shape in shapes for size in tiles.grid(shape, tile)])
     rows, columns = (np.arange(length) for length in tile)
     return (rows[:, None] < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])
 
@@ -289,7 +289,7 @@ def _masks(shapes: Sequence[tuple[int, int]], tile: tuple[int, int]) -> np.ndarr
 def _check(images: Sequence[np.ndarray]) -> int:
     check = 0
     for image in images:
-        check = zlib.crc32(np.ascontiguousarray(image), check)
+        check = zlib.crc32(image.tobytes(), check)
     return check
 
 

@@ -93,7 +93,7 @@ class Stack:
     def pop(self, shape: tuple[int, ...], model: Any, *parameters: np.ndarray) -> np.ndarray:
         """Pops int32 symbols of a shape, in the order in which `push` was given them."""
         size = int(np.prod(shape))
-        flat = [np.ascontiguousarray(p, np.float64).ravel() for p in parameters]
+        flat: list[Any] = [np.ascontiguousarray(p, np.float64).ravel() for p in parameters]
         try:
             symbols = self._coder.decode(model, *(flat or [size]))
         except (AssertionError, ValueError) as error:

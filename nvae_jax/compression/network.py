@@ -137,7 +137,7 @@ class Network:
         for g, tap in enumerate(taps):
             posterior = self.posterior(g, h, tap, prior)
             for array in (prior.mean, prior.sigma, posterior.mean, posterior.sigma):
-                check = zlib.crc32(np.ascontiguousarray(array), check)
+                check = zlib.crc32(array.tobytes(), check)
             z = posterior.mean
             for shift in self.flow_cells(g):
                 z = z - shift(z)
@@ -147,7 +147,7 @@ class Network:
             _image(self.config, self._modules[-1]), self._groups[-1], self._decoder, h, z
         )
         for name in sorted(parts):
-            check = zlib.crc32(np.ascontiguousarray(parts[name]), check)
+            check = zlib.crc32(np.asarray(parts[name]).tobytes(), check)
         return check
 
     def _belief(self, group: int, belief: steps.Belief) -> Belief:
@@ -206,9 +206,9 @@ def model_hash(model: TrainedModel) -> str:
     digest = hashlib.sha256(repr(sorted(fields.items())).encode())
     leaves = jax.tree_util.tree_leaves_with_path(model.variables)
     for path, leaf in sorted((jax.tree_util.keystr(path), leaf) for path, leaf in leaves):
-        array = np.ascontiguousarray(leaf)
+        array = np.asarray(leaf)
         digest.update(f"{path} {array.dtype} {array.shape}".encode())
-        digest.update(array)
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 

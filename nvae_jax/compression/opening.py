@@ -52,10 +52,10 @@ def decompress_opening(content: bytes, shape: tuple[int, ...], num_bits: int) ->
         raise MismatchError(f"the opening is damaged: {error}") from error
     if len(data) != stored:
         raise MismatchError("the opening has another length")
-    codes = np.frombuffer(data, np.uint8)
+    stream = np.frombuffer(data, np.uint8)
     if num_bits == 1:
-        return np.unpackbits(codes, count=size).reshape(shape)
-    codes = codes.astype(np.int64).reshape(shape)
+        return np.unpackbits(stream, count=size).reshape(shape)
+    codes = stream.astype(np.int64).reshape(shape)
     residual = np.cumsum(np.where(codes & 1, -(codes + 1) // 2, codes // 2), axis=-1)
     return _undo_prediction(residual, num_bits).astype(np.uint8)
 

@@ -32,6 +32,8 @@ class Pixels(Protocol):
     def below(self, channel: int, earlier: np.ndarray) -> Below:
         """The cumulative distribution of a channel, for levels from 1 to 2^bits - 1.
 
+        To be called for one channel after the other.
+
         Args:
           channel: its number.
           earlier: (channel, N) levels of the earlier ones.
@@ -81,57 +83,50 @@ class MixturePixels:
         self._weights, self._means, self._inverse_scales, self._coefficients = (
             array.astype(np.float64) for array in (weights, means, inverse_scales, coefficients)
         )
+        self._joint = self._weights  # times the masses of the earlier channels' levels
 
     def below(self, channel: int, earlier: np.ndarray) -> Below:
         """See `Pixels`."""
         weights = self._weights
-        for j in range(channel):
-            weights = weights * self._mass(j, earlier)
+        if channel:
+            weights = self._joint * self._mass(channel - 1, earlier)
+        self._joint = weights
         weights = weights + 1e-30  # where a value is impossible under all components
         weights = weights / _sum(weights)
-        # The mass below a level's bin is 1 / (1 + exp(slope · level + start)).
-        slope = -2.0 / self._steps * self._inverse_scales[channel]
-        mean = self._conditional_mean(channel, earlier)
-        start = (mean + (1.0 + 1.0 / self._steps)) * self._inverse_scales[channel]
+        slope, start = self._edges(channel, earlier)
 
         def below(level: np.ndarray) -> np.ndarray:
             mass = slope * level
             mass += start
-            with np.errstate(over="ignore"):  # 1 / infinity is right
-                np.exp(mass, out=mass)
+            np.exp(mass, out=mass)
             mass += 1.0
             return _sum(np.divide(weights, mass, out=mass))
 
         return below
 
-    def _conditional_mean(self, channel: int, earlier: np.ndarray) -> np.ndarray:
+    def _edges(self, channel: int, earlier: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The mass below a level's bin is 1 / (1 + exp(slope · level + start)), by component."""
         mean = self._means[channel]
         first = channel * (channel - 1) // 2
         for j in range(channel):
             value = 2.0 * earlier[j] / self._steps - 1.0
             mean = mean + self._coefficients[first + j] * value
-        return mean
-
-    def _standardized(self, channel: int, mean: np.ndarray, level: np.ndarray) -> np.ndarray:
-        """The lower edges of levels' bins, relative to the components (M, N)."""
-        edge = (2.0 * level - 1.0) / self._steps - 1.0
-        return (edge - mean) * self._inverse_scales[channel]
+        inverse_scale = self._inverse_scales[channel]
+        return (
+            -2.0 / self._steps * inverse_scale,
+            (mean + (1.0 + 1.0 / self._steps)) * inverse_scale,
+        )
 
     def _mass(self, channel: int, earlier: np.ndarray) -> np.ndarray:
         """The masses (M, N) of a channel's levels in the components."""
         level = earlier[channel]
-        mean = self._conditional_mean(channel, earlier)
-        low = np.where(level > 0, self._standardized(channel, mean, level), -np.inf)
-        high = self._standardized(channel, mean, level + 1)
-        high = np.where(level < self._steps, high, np.inf)
-        # In the upper tail, the difference of the survival functions is the exact one.
-        flip = np.where(low > 0, -1.0, 1.0)
-        return np.abs(_logistic(flip * high) - _logistic(flip * low))
-
-
-def _logistic(x: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # 1 / infinity is right
-        return 1.0 / (1.0 + np.exp(-x))
+        slope, start = self._edges(channel, earlier)
+        # σ(a) - σ(b) is (e^-b - e^-a) / ((1 + e^-a)(1 + e^-b)), exact in both tails.
+        low = np.exp(np.minimum(slope * level + start, 300.0))
+        high = np.exp(np.minimum(slope * (level + 1) + start, 300.0))
+        mass = (low - high) / ((1.0 + low) * (1.0 + high))
+        mass = np.where(level == 0, 1.0 / (1.0 + high), mass)
+        return np.where(level == self._steps, low / (1.0 + low), mass)
 
 
 def _sum(parts: np.ndarray) -> np.ndarray:
@@ -142,6 +137,7 @@ def _sum(parts: np.ndarray) -> np.ndarray:
     return total
 
 
+@np.errstate(over="ignore")  # 1 / infinity is right
 def _walk(
     pixels: Pixels, number: int, decide: Callable[[int, int, np.ndarray], np.ndarray]
 ) -> np.ndarray:

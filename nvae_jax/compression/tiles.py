@@ -6,11 +6,14 @@ repeating the image's last column and row; what was added is seen by the network
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
-def grid(height: int, width: int, tile: tuple[int, int]) -> list[tuple[int, int]]:
-    """(rows, columns) that an image has in each of its tiles."""
+def grid(shape: Sequence[int], tile: tuple[int, int]) -> list[tuple[int, int]]:
+    """(rows, columns) that an image of the shape (H, W) has in each of its tiles."""
+    height, width = shape
     return [
         (min(tile[0], height - top), min(tile[1], width - left))
         for top in range(0, height, tile[0])

@@ -8,10 +8,15 @@ What `NVAE.top_down` and `NVAE.decode` do in one pass is here
     parameters = image(h)
 
 Groups of one scale share their functions: which group is meant is decided by its variables alone.
+
+A coder needs the same bits wherever it runs. So long matrix products are sums of short ones here:
+XLA's CPU backend divides a long sum otherwise on one thread than on several.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -21,10 +26,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from nvae_jax.model.architecture import ModelConfig, Scale
+from nvae_jax.model.convolution import Conv
 from nvae_jax.model.decoder import Decoder, LatentGroup
 from nvae_jax.model.distributions import Normal, image_distribution
 from nvae_jax.model.flows import FlowCell
-from nvae_jax.model.folding import FoldedNVAE, applying_folded
+from nvae_jax.model.folding import applying_folded
+from nvae_jax.model.nvae import NVAE
+
+_SHORT = 64  # values in a sum that XLA does not divide
 
 
 @flax.struct.dataclass
@@ -46,8 +55,30 @@ class _DecoderStep(Decoder):
     """One method of a decoder, applied by itself."""
 
     @nn.compact
-    def __call__(self, name: str, *args: Any) -> Any:
+    def __call__(self, name: str, *args: Any) -> Any:  # type: ignore[override]
         return getattr(self, name)(*args)
+
+
+@contextlib.contextmanager
+def _in_short_sums() -> Iterator[None]:
+    """Inside, modules are applied to folded variables, with products in short sums."""
+    with nn.intercept_methods(_divide_products), applying_folded():
+        yield
+
+
+def _divide_products(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    layer = context.module
+    if not isinstance(layer, Conv) or context.method_name != "__call__":
+        return call(*args, **kwargs)
+    kernel, x = layer.get_variable("params", "kernel"), args[0]
+    inputs = kernel.shape[2]
+    if kernel.shape[:2] != (1, 1) or layer.groups > 1 or inputs <= _SHORT:
+        return call(*args, **kwargs)
+    y, bias = 0.0, layer.get_variable("params", "bias")
+    for first in range(0, inputs, _SHORT):
+        part = slice(first, first + _SHORT)
+        y = y + layer.convolve(x[..., part], kernel[:, :, part])
+    return y if bias is None else (y + bias).astype(y.dtype)
 
 
 def scale_of_group(config: ModelConfig, group: int) -> int:
@@ -87,7 +118,8 @@ def decoder_variables(variables: Any) -> Any:
 
 def taps(config: ModelConfig, variables: Any, x: Array) -> list[Array]:
     """What each group's posterior is given of images x (B, H, W, C) in [0, 1]; top-down."""
-    encoded: Any = FoldedNVAE(config).apply(variables, x, False, method="bottom_up")
+    with _in_short_sums():
+        encoded: Any = NVAE(config).apply(variables, x, False, method="bottom_up")
     top, by_scale = encoded
     found = [top]
     for scale, tapped in reversed(list(zip(config.scales, by_scale, strict=False))):
@@ -98,7 +130,7 @@ def taps(config: ModelConfig, variables: Any, x: Array) -> list[Array]:
 
 def start(config: ModelConfig, decoder: Any, num_images: int) -> tuple[Array, Belief]:
     """The features and the prior of the first group, by what `decoder_variables` returns."""
-    with applying_folded():
+    with _in_short_sums():
         h: Any = _DecoderStep(config).apply(decoder, "start", num_images)
     return h, Belief.from_raw((jnp.zeros(()), jnp.zeros(())))
 
@@ -107,14 +139,14 @@ def posterior(
     config: ModelConfig, group: LatentGroup, variables: Any, h: Array, tap: Array, prior: Belief
 ) -> Belief:
     """The posterior of a group, before its flows."""
-    with applying_folded():
+    with _in_short_sums():
         raw: Any = group.apply(variables, h, tap, prior.raw, method="posterior")
     return Belief.from_raw(raw)
 
 
 def combine(group: LatentGroup, variables: Any, h: Array, z: Array) -> Array:
     """The features after a group."""
-    with applying_folded():
+    with _in_short_sums():
         return group.apply(variables, h, z, method="combine")  # type: ignore[return-value]
 
 
@@ -131,16 +163,18 @@ def prior(
       decoder: what `decoder_variables` returns.
       enlarge: the number of the group's scale if the group above is in another one, else -1.
     """
-    with applying_folded():
+    with _in_short_sums():
         if enlarge >= 0:
-            h = _DecoderStep(config).apply(decoder, "enlarge", h, enlarge, False)  # type: ignore
-        h, raw = group.apply(variables, h, False, method="prior")  # type: ignore
+            enlarged: Any = _DecoderStep(config).apply(decoder, "enlarge", h, enlarge, False)
+            h = enlarged
+        outputs: Any = group.apply(variables, h, False, method="prior")
+    h, raw = outputs
     return h, Belief.from_raw(raw)
 
 
 def image(config: ModelConfig, decoder: Any, h: Array) -> Any:
     """The image's distribution, from the features after the last group."""
-    with applying_folded():
+    with _in_short_sums():
         logits: Any = _DecoderStep(config).apply(decoder, "image", h, False)
     return image_distribution(config, logits)
 
@@ -148,7 +182,7 @@ def image(config: ModelConfig, decoder: Any, h: Array) -> Any:
 def flow_shift(config: ModelConfig, variables: Any, z: Array, mirrored: bool) -> Array:
     """What a flow cell of the kind `shift` takes away from latents (B, h, w, Z)."""
     cell = FlowCell(config.flow, mirrored, jnp.dtype(config.dtype))
-    with applying_folded():
+    with _in_short_sums():
         _, seen = cell.apply(
             variables,
             z,

@@ -94,6 +94,6 @@ def progress(model: TrainedModel, what: str) -> Any:
         if now - shown > _LOG_SECONDS and number < total:
             shown = now
             rate = number / (now - started)
-            model.workdir.log(f"{number:,}/{total:,} tiles {what}, {rate:.3g}/s")
+            model.log(f"{number:,}/{total:,} tiles {what}, {rate:.3g}/s")
 
     return done
