@@ -211,7 +211,7 @@ def keep_compiled_programs() -> None:
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # A start compiles dozens of programs of one operation each, which together take seconds.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         # A program for CPU is divided between the cores that compiling it could use, and JAX's key
         # does not tell: one compiled on a single core would stay on a single core everywhere.
         folder = cache_folder(f"xla_{usable_cores()}_cores")

@@ -98,11 +98,12 @@ def train(
     275.71
     """
     keep_compiled_programs()
+    settings: Any = config
     if config is None:
-        config = Workdir(workdir).load_config()
+        settings = Workdir(workdir).load_config()
     elif isinstance(config, str | os.PathLike):
-        config = read_config_file(os.fspath(config))
-    run = config if isinstance(config, RunConfig) else read_run(config)
+        settings = read_config_file(os.fspath(config))
+    run = config if isinstance(config, RunConfig) else read_run(settings)
     record = loop.train(run, workdir, accept_changes=accept_changes)
     assert record is not None  # nothing can preempt it
     return record

@@ -193,7 +193,7 @@ def check_codable(config: VAEConfig) -> ModelConfig:
     return config
 
 
-def levels_bits(config: ModelConfig) -> int:
+def levels_bits(config: VAEConfig) -> int:
     """Bits per channel that the model codes."""
     return 1 if config.likelihood == "bernoulli" else config.num_bits
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nvae_jax.evaluation.figures import pixels, two_panels
@@ -57,7 +58,8 @@ def code_information(
     """
     size = len(z) if dataset_size is None else dataset_size
     groups = None if groups is None else tuple(groups)
-    parts = _parts(Normal(np.asarray(mean), np.asarray(sigma)), np.asarray(z), size, groups)
+    posterior = Normal(jnp.asarray(mean), jnp.asarray(sigma))
+    parts = _parts(posterior, jnp.asarray(z), size, groups)
     names = ("kl", "mutual_information", "total_correlation", "between_groups", "within_groups")
     means = {name: getattr(parts, name) for name in (*names, "dimension_wise")}
     values = {name: float(np.asarray(value, np.float64).mean()) for name, value in means.items()}

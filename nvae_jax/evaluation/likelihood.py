@@ -188,7 +188,7 @@ def require_bound(model: TrainedModel) -> None:
 @functools.cache
 def make_image_likelihood(
     config: VAEConfig, counts: tuple[int, ...], draws_at_once: int = 1, seed: int = 0
-) -> Callable[[Any, Array, Array], dict[str, Array]]:
+) -> Callable[..., dict[str, Array]]:
     """A function `(variables, x, index)` to what is known of each image's log-likelihood, in nats.
 
     x is (B, H, W, C) in [0, 1]; index (B,) numbers the images: with the seed, which may also be the

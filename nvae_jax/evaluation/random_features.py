@@ -32,7 +32,9 @@ def random_features(images: np.ndarray, batch_size: int = 256) -> np.ndarray:
 def _kernels(channels: int) -> list[np.ndarray]:
     rng = np.random.default_rng(_SEED)
     shapes = [(3, 3, a, b) for a, b in zip((channels, *WIDTHS), WIDTHS, strict=False)]
-    return [np.float32(rng.normal(0, (2 / np.prod(shape[:3])) ** 0.5, shape)) for shape in shapes]
+    scales = [(2 / np.prod(shape[:3])) ** 0.5 for shape in shapes]
+    draws = [rng.normal(0, s, shape) for s, shape in zip(scales, shapes, strict=True)]
+    return [draw.astype(np.float32) for draw in draws]
 
 
 @jax.jit

@@ -236,8 +236,9 @@ class ConvVAE(VAE):
         return self._decode(self._prior(num_images, temperature, noise), train)
 
     def _decode(self, latents: Sequence[Array], train: bool) -> Array:
-        *y, z = (x[:, 0, 0] for x in latents)
-        return self.decoder(z, *(y or [None]), train)
+        *classes, z = (x[:, 0, 0] for x in latents)
+        y = classes[0] if classes else None
+        return self.decoder(z, y, train)
 
     def _prior(
         self, num_images: int, temperature: float | Array, noise: Noise | None

@@ -70,11 +70,13 @@ def _divide_products(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
     layer = context.module
     if not isinstance(layer, Conv) or context.method_name != "__call__":
         return call(*args, **kwargs)
-    kernel, x = layer.get_variable("params", "kernel"), args[0]
+    kernel: Any = layer.get_variable("params", "kernel")
+    bias: Any = layer.get_variable("params", "bias")
+    x = args[0]
     inputs = kernel.shape[2]
     if kernel.shape[:2] != (1, 1) or layer.groups > 1 or inputs <= _SHORT:
         return call(*args, **kwargs)
-    y, bias = 0.0, layer.get_variable("params", "bias")
+    y: Any = 0.0
     for first in range(0, inputs, _SHORT):
         part = slice(first, first + _SHORT)
         y = y + layer.convolve(x[..., part], kernel[:, :, part])

@@ -104,7 +104,7 @@ def edit(model: TrainedModel, options: EditOptions) -> np.ndarray:
         "inpaint": inpaint,
     }
     options = with_images(model, options, 8)
-    x = load_images(model, options.images, "images")
+    x = load_images(model, options.images or (), "images")
     rows = operations[options.operation](model, x, options)
     name = f"edit/{options.name or options.operation}"
     save_rows(model, name, rows, f"{options.operation}: {len(rows):,} rows")

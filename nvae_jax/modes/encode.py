@@ -51,7 +51,7 @@ def encode(model: TrainedModel, options: EncodeOptions = EncodeOptions()) -> str
       ConfigError: there are no such images.
     """
     options = with_images(model, options, 16)
-    x = load_images(model, options.images, "images")
+    x = load_images(model, options.images or (), "images")
     latents = Run(model).encode(
         x,
         posterior_temperature=options.posterior_temperature,

@@ -78,7 +78,7 @@ def interpolate(
     run = Run(model)
     if options.samples is None:
         options = with_images(model, options, 8)
-        x = load_images(model, options.images, "images")
+        x = load_images(model, options.images or (), "images")
         require("images", options.images, len(x) >= 2, "two images or more")
         ends = run.encode(
             x,

@@ -63,7 +63,7 @@ def reconstruct(
       ConfigError: there are no such images or groups.
     """
     options = with_images(model, options, 8)
-    x = load_images(model, options.images, "images")
+    x = load_images(model, options.images or (), "images")
     number = model.config.num_scales if options.unit == "scales" else model.config.total_groups
     keep = tuple(range(number + 1)) if options.keep is None else options.keep
     top_groups(model.config, keep, options.unit, "keep")  # or the refusal would name another field

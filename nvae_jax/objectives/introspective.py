@@ -173,13 +173,13 @@ class Intro(Objective):
                         method=method,
                         mutable=["batch_stats"],
                     )
-                    statistics = updated["batch_stats"]  # type: ignore[index]
+                    statistics = updated["batch_stats"]
                     first.setdefault(tower, (value, statistics[tower]))
                     return value
 
                 def encode(params: Any, images: Array) -> tuple[Array, Array]:
                     encoded = run("encoder", params, "bottom_up", images)
-                    posterior, _ = network.posterior(encoded)  # type: ignore[attr-defined]
+                    posterior, _ = network.posterior(encoded)
                     noise = jax.random.normal(keys.pop(), posterior.mean.shape)
                     return posterior.sample(noise), posterior.kl(prior_of).sum(1)
 

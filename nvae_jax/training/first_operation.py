@@ -92,8 +92,9 @@ def _outputs(eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
 
 
 def _call(body: ClosedJaxpr | Jaxpr, inputs: Sequence[Any]) -> list[Any]:
-    closed = isinstance(body, ClosedJaxpr)
-    return _run(body.jaxpr, body.consts, inputs) if closed else _run(body, (), inputs)
+    if isinstance(body, ClosedJaxpr):
+        return _run(body.jaxpr, body.consts, inputs)
+    return _run(body, (), inputs)
 
 
 def _loop(params: dict[str, Any], inputs: Sequence[Any]) -> list[Any]:
@@ -131,7 +132,8 @@ def _description(eqn: JaxprEqn, inputs: list[Any], outputs: list[Any], bad: int)
 
 def _lines(eqn: JaxprEqn) -> Iterator[str]:
     """The lines of this package that the operation comes from, the innermost first."""
-    for frame in eqn.source_info.traceback.frames if eqn.source_info.traceback else ():
+    traceback: Any = eqn.source_info.traceback
+    for frame in traceback.frames if traceback else ():
         path = Path(frame.file_name)
         if path.is_relative_to(_PACKAGE):
             yield f" ({path.relative_to(_PACKAGE.parent)}:{frame.line_num})"
