@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array, lax
 
 from nvae_jax.model.architecture import ModelConfig
-from nvae_jax.model.convolution import Conv
+from nvae_jax.model.convolution import KERNEL_AXES, Conv
 from nvae_jax.model.kernels.batch_norm import EPSILON
 from nvae_jax.model.normalization import BatchNorm
 from nvae_jax.model.nvae import NVAE, effective_kernels
@@ -127,7 +127,9 @@ class _Affine:
         before = 0.0 if self.bias is None else self.bias
         if side == "input":
             shift = bias - mean * factor
-            self.bias = before + jnp.einsum("...hwio,...i->...o", self.kernel, shift)
+            # Not a product of matrices, which XLA's CPU backend divides by the number of threads.
+            products = self.kernel * shift[..., None, None, :, None]
+            self.bias = before + products.sum(KERNEL_AXES)
             self.kernel = self.kernel * factor[..., None, None, :, None]
         else:
             self.bias = (before - mean) * factor + bias

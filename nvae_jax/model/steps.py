@@ -9,8 +9,8 @@ What `NVAE.top_down` and `NVAE.decode` do in one pass is here
 
 Groups of one scale share their functions: which group is meant is decided by its variables alone.
 
-A coder needs the same bits wherever it runs. So long matrix products are sums of short ones here:
-XLA's CPU backend divides a long sum otherwise on one thread than on several.
+A coder needs the same bits wherever it runs. So convolutions of many channels are sums over few at
+a time here: XLA's CPU backend divides a long sum otherwise on one thread than on several.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from nvae_jax.model.flows import FlowCell
 from nvae_jax.model.folding import applying_folded
 from nvae_jax.model.nvae import NVAE
 
-_SHORT = 64  # values in a sum that XLA does not divide
+_SHORT = 64  # input channels whose sum XLA does not divide
 
 
 @flax.struct.dataclass
@@ -74,7 +74,8 @@ def _divide_products(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
     bias: Any = layer.get_variable("params", "bias")
     x = args[0]
     inputs = kernel.shape[2]
-    if kernel.shape[:2] != (1, 1) or layer.groups > 1 or inputs <= _SHORT:
+    masked = kernel.shape[0] > 1 and layer.kernel_mask(kernel.shape) is not None
+    if masked or layer.groups > 1 or inputs <= _SHORT:
         return call(*args, **kwargs)
     y: Any = 0.0
     for first in range(0, inputs, _SHORT):
