@@ -71,7 +71,7 @@ def test_devices_of_a_cpu_share_its_memory():
 def test_the_search_ends_with_the_first_that_fits(monkeypatch, capsys):
     peaks = iter([30, None, 20, 10, 5])
 
-    def compiled(config, training, mesh):
+    def compiled(config, training, mesh, objective):
         peak = next(peaks)
         if peak is None:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 7G over\nand more")
