@@ -202,6 +202,8 @@ def main():
     parser.add_argument("--configs", action="store_true", help="only write the configurations")
     parser.add_argument("--only", help="some parts, with commas")
     options = parser.parse_args()
+    # As an exception, so that the part that is running ends too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     start, folder = time.monotonic(), options.output.resolve()
     if options.configs or not all(map(os.path.exists, (configuration(folder, n) for n in CONFIGS))):
         write_configs(folder, options.small)
