@@ -92,8 +92,8 @@ _ABOUT = {
     "prepare": "brings a configuration's dataset onto this machine.",
 }
 _ABOUT |= {
-    mode: (sys.modules[do.__module__].__doc__ or "").splitlines()[0].partition(": ")[2]
-    for mode, (_, do) in MODES.items()
+    mode: (sys.modules[options.__module__].__doc__ or "").splitlines()[0].partition(": ")[2]
+    for mode, (options, _) in MODES.items()
 }
 # Options on which the memory depends that a mode requires.
 _SIZES = ("batch_size", "draws_at_once", "num_images", "images", "steps", "samples", "variations")
@@ -264,7 +264,9 @@ def _parse(argv: list[str]) -> list[str]:
         fields = [field for field in fields if re.match(r"--?config\.data\.size=", field)]
     # Without a configuration, they are fields of the saved one.
     _FIELDS.extend(re.sub("^--?", "--", field) for field in fields)
-    return parse_flags([argument for argument in argv if argument not in fields], positional=True)
+    rest = [argument for argument in argv if argument not in fields]
+    sys.argv = rest  # in which ml_collections looks for fields by itself
+    return parse_flags(rest, positional=True)
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def test_all_cases_are_checked_before_the_first_is_compiled(monkeypatch, topolog
 
 
 def test_operations_grow_by_the_same_with_every_group(monkeypatch):
-    def traced(config, training, mesh):
+    def traced(config, training, mesh, objective):
         program = make_program(config, training, steps_per_epoch=1, mesh=mesh, flip=False)
         update = program.update.trace(program.state, program.batch)
         return report(flops=count_flops(update.jaxpr))
@@ -163,7 +163,7 @@ def test_operations_grow_by_the_same_with_every_group(monkeypatch):
 
 
 def test_a_case_that_does_not_fit_is_said_and_left_out(monkeypatch, capsys):
-    def compiled(config, training, mesh):
+    def compiled(config, training, mesh, objective):
         if config.num_groups == 3:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 7G over")
         return report()
@@ -176,7 +176,7 @@ def test_a_case_that_does_not_fit_is_said_and_left_out(monkeypatch, capsys):
 
 
 def test_a_case_that_needs_more_memory_than_there_is_is_left_out(monkeypatch, capsys):
-    def compiled(config, training, mesh):
+    def compiled(config, training, mesh, objective):
         return dataclasses.replace(report(), peak=config.num_groups * 2**30)
 
     memory = required_memory(3 * 2**30, "cpu", 8)

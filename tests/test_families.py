@@ -136,6 +136,9 @@ class StopAfter:
     def requested(self, step):
         return step == self.step
 
+    def updated(self):
+        pass
+
 
 def test_a_run_with_a_discriminator_resumes_bit_for_bit(tmp_path):
     run = conv_run("wae_gan", **CASES["wae_gan"])

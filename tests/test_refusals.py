@@ -35,7 +35,10 @@ TRAIN = [
     ([DIGITS, NEW, "--mode=dream"], "dream"),
     ([DIGITS, NEW, "--config.training.nope=1"], "config.training.nope is unknown; allowed: epochs"),
     ([DIGITS, NEW, "--config.training.lr=1"], "lr is unknown; did you mean learning_rate? allowed"),
-    ([DIGITS, NEW, "--config.model.num_group=1"], "did you mean num_groups? allowed: image_shape"),
+    (
+        [DIGITS, NEW, "--config.model.num_group=1"],
+        "did you mean num_groups? allowed: name, image_shape",
+    ),
     ([DIGITS, NEW, "--config.traning.seed=1"], "config.traning is unknown; did you mean training?"),
     ([DIGITS, NEW, "--config.extra=1"], "config.extra is unknown; allowed: model, data"),
     ([DIGITS, NEW, "--config=twice"], "twice"),
