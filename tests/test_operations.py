@@ -67,7 +67,8 @@ def test_work_of_each_operation_is_counted_exactly(monkeypatch):
     }
     for name, count in flops.items():
         found = {k: row for k, row in rows.items() if k.startswith(f"8x8 {name};")}
-        assert len(found) in (2, 4)
+        # Of depthwise convolutions there are three formulations, forward and gradient of each.
+        assert len(found) in ((6,) if name.startswith("depthwise") else (2, 4))
         x, parameters, y = kernels[name]
         for key, row in found.items():
             gradient = key.endswith("gradient")

@@ -206,8 +206,10 @@ def chosen_groups(
     return np.isin(scale_of, scales or ()) | np.isin(np.arange(len(scale_of)), groups or ())
 
 
-def top_groups(config: VAEConfig, keep: Sequence[int], unit: str, field: str) -> np.ndarray:
-    """The first k groups or scales, for every k of `keep`.
+def top_groups(
+    config: VAEConfig, keep: Sequence[int] | None, unit: str, field: str = "keep"
+) -> np.ndarray:
+    """The first k groups or scales, for every k of `keep`; by default from none to all scales.
 
     Returns: (len(keep), groups) bool.
 
@@ -217,7 +219,7 @@ def top_groups(config: VAEConfig, keep: Sequence[int], unit: str, field: str) ->
     scale_of = scales_of_groups(config)
     place = scale_of if unit == "scales" else np.arange(len(scale_of))
     number = int(place[-1]) + 1
-    keep = tuple(keep)
+    keep = tuple(range(number + 1)) if keep is None else tuple(keep)
     require(field, keep, all(0 <= k <= number for k in keep), f"0 to {number} {unit}")
     return place < np.asarray(keep)[:, None]
 

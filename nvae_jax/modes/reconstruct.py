@@ -66,7 +66,7 @@ def reconstruct(
     x = load_images(model, options.images or (), "images")
     number = model.config.num_scales if options.unit == "scales" else model.config.total_groups
     keep = tuple(range(number + 1)) if options.keep is None else options.keep
-    top_groups(model.config, keep, options.unit, "keep")  # or the refusal would name another field
+    top_groups(model.config, keep, options.unit)  # or the refusal would name another field
     decoded = Run(model).reconstruct(
         x,
         **{options.unit: keep},
