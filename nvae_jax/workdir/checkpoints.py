@@ -287,9 +287,8 @@ class Checkpoints:
 
     def _folders(self) -> list[int]:
         self.wait()
-        if self._manager is None and not self.folder.exists():  # opening would create it
-            return []
-        return list(self._open().all_steps())
+        # Without the manager, which all processes have to open together.
+        return list(ocp.utils.checkpoint_steps(self.folder)) if self.folder.exists() else []
 
     def _is_checkpoint(self, step: int) -> bool:
         return (self.folder / str(step) / "state").exists()
