@@ -1,6 +1,7 @@
 """Every command refuses what is impossible: exit code 2, and one line that names the cause."""
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 
@@ -19,6 +20,8 @@ FOLDER = "--config={root}/configs/image_folder.py"
 ARRAYS = "--config={there}/arrays.py"
 RUN = "--workdir={there}/run"
 NEW = "--workdir={there}/new"
+# What a file is that is no checkpoint, which only PyTorch can tell.
+UNREADABLE = "{there}/file" if importlib.util.find_spec("torch") else "pip install"
 
 TRAIN = [
     ([], "--config"),
@@ -212,7 +215,7 @@ TOOLS = [
     ("costs", [DIGITS, "--json=/proc/x.json"], "/proc/x.json cannot be written"),
     ("costs", ["{there}/absent.json", "--picture=/proc/x.png"], "/proc/x.png cannot be written"),
     ("compare", ["a={there}/run", "--output={there}/empty"], "{there}/empty"),
-    ("import_official", ["{there}/file", "--workdir=/proc/new"], "{there}/file"),
+    ("import_official", ["{there}/file", "--workdir=/proc/new"], UNREADABLE),
     ("loading", ["--config={there}/absent.py"], "{there}/absent.py"),
 ]
 

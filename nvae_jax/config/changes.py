@@ -115,9 +115,10 @@ def _fixed(saved: RunConfig, given: RunConfig, found: Sequence[Change]) -> list[
     if saved.model.image != given.model.image:
         blamed = [change for change in found if _changes_image(saved, given, change)]
         fixed += [(change, image) for change in blamed or found]
-    if of_model and variable_shapes(saved.model) != variable_shapes(given.model):
+    shapes = variable_shapes(saved.model) if of_model else {}
+    if of_model and shapes != variable_shapes(given.model):
         named = [change for change, _ in fixed]
-        blamed = [c for c in of_model if c not in named and _reshapes(saved.model, c)]
+        blamed = [c for c in of_model if c not in named and _reshapes(saved.model, shapes, c)]
         fixed += [(change, shape) for change in blamed or ([] if fixed else of_model)]
     state = "which gives the optimiser its state"
     fixed += [(change, state) for change in _of_state(saved, given, found)]
@@ -151,12 +152,12 @@ def _changes_image(saved: RunConfig, given: RunConfig, change: Change) -> bool:
         return change.name == "data.name"
 
 
-def _reshapes(model: VAEConfig, change: Change) -> bool:
-    """Whether a change alone gives parameters another shape, or is impossible alone."""
+def _reshapes(model: VAEConfig, shapes: Any, change: Change) -> bool:
+    """Whether a change alone gives parameters other shapes, or is impossible alone."""
     field = change.name.partition(".")[2]
     try:
         settings = {"name": model.name} | dataclasses.asdict(model) | {field: change.given}
-        return variable_shapes(model_config(settings)) != variable_shapes(model)
+        return variable_shapes(model_config(settings)) != shapes
     except ConfigError:
         return True
 

@@ -288,7 +288,7 @@ class Checkpoints:
     def _folders(self) -> list[int]:
         self.wait()
         # Without the manager, which all processes have to open together.
-        return list(ocp.utils.checkpoint_steps(self.folder)) if self.folder.exists() else []
+        return sorted(ocp.utils.checkpoint_steps(self.folder)) if self.folder.exists() else []
 
     def _is_checkpoint(self, step: int) -> bool:
         return (self.folder / str(step) / "state").exists()
