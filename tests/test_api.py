@@ -13,6 +13,7 @@ from tiny import ONE_DEVICE, RUN_CONFIG, compile_quickly, make_run
 
 import nvae_jax
 from nvae_jax import api
+from nvae_jax.api import autoencoder
 from nvae_jax.api import run as runs
 from nvae_jax.configs import digits
 from nvae_jax.errors import ConfigError
@@ -46,7 +47,7 @@ def test_importing_it_imports_nothing_else():
         nvae_jax.lod  # noqa: B018
 
 
-@pytest.mark.parametrize("module", [api, runs], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [api, runs, autoencoder], ids=lambda module: module.__name__)
 def test_examples_are_true(run, module):
     failed, tried = doctest.testmod(module, extraglobs={"nvae_jax": nvae_jax, "run": run})
     assert tried > 0

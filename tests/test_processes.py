@@ -170,7 +170,7 @@ print("saved", flush=True)
 
 
 AGREEING = """
-import sys
+import sys, time
 import jax
 import numpy as np
 from etils import epath
@@ -211,7 +211,11 @@ for step in (1, 2):
     checkpoints.save(step, {"x": np.ones(3)}, {})
 checkpoints.wait()
 checkpoints._check = lambda step: refuse(0 if step == 2 else None)
-assert checkpoints.newest(lambda step: step, DamagedError)[0] == 1
+step, errors = checkpoints.newest(lambda step: step, DamagedError)
+assert (step, list(errors)) == (1, [2])
+time.sleep(number)  # the second process looks when the first has moved it
+(place,) = checkpoints.set_aside(errors)
+assert place.name == "2" and checkpoints.steps() == [1]
 checkpoints.close()
 print("agreed", flush=True)
 """

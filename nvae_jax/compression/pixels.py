@@ -60,7 +60,7 @@ class BernoulliPixels:
 
 
 class MixturePixels:
-    """A mixture of M discretised logistics, see `distributions.LogisticMixture`.
+    """A mixture of M discretised logistics, see `logistic_mixture.LogisticMixture`.
 
     Args:
       weights: (M, N), which sum to 1.

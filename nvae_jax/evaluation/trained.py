@@ -188,7 +188,7 @@ def open_run(
         )
     finally:
         workdir.checkpoints.close()
-    for error in errors:
+    for error in errors.values():
         log(f"{error}; step {step:,} is used")
     return TrainedModel(
         workdir=workdir,

@@ -112,8 +112,7 @@ class Going:
             lambda step: restore(checkpoints, step, wanted), DamagedError, NotFiniteError
         )
         step = int(state.step)
-        broken = [later for later in checkpoints.steps() if later > step]
-        for error, place in zip(reversed(errors), checkpoints.set_aside(broken), strict=True):
+        for error, place in zip(errors.values(), checkpoints.set_aside(errors), strict=True):
             self._workdir.log(f"{error}; it is in {place} now, and step {step:,} is used")
         seed = effective_seed(self.run.training.seed, int(state.health.rollbacks))
         return dataclasses.replace(

@@ -7,8 +7,8 @@ from typing import Any
 from nvae_jax.errors import ConfigError
 from nvae_jax.training.state import TrainState
 from nvae_jax.workdir import Workdir
-from nvae_jax.workdir.checkpoints import NELBO
 from nvae_jax.workdir.integrity import NotFiniteError
+from nvae_jax.workdir.retention import NELBO
 
 
 class Saver:

@@ -16,7 +16,6 @@ from etils import epath
 from nvae_jax.errors import ConfigError, require, writing
 from nvae_jax.processes import decided, failing_together
 from nvae_jax.workdir.integrity import (
-    METADATA,
     DamagedError,
     NotFiniteError,
     compare,
@@ -28,9 +27,8 @@ from nvae_jax.workdir.integrity import (
 )
 from nvae_jax.workdir.orbax import (
     open_manager,
-    read_arrays,
-    read_json,
     reading_checkpoint,
+    verify,
     writing_checkpoint,
 )
 from nvae_jax.workdir.retention import Keep
@@ -38,7 +36,6 @@ from nvae_jax.workdir.retention import Keep
 T = TypeVar("T")
 
 _FORMAT = "format"  # among the metadata
-NELBO = "validation_nelbo"  # what the metadata call it, if the state was validated
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of Orbax's folders
 
 
@@ -165,19 +162,19 @@ class Checkpoints:
 
     def newest(
         self, read: Callable[[int], T], *skipped: type[ConfigError]
-    ) -> tuple[T, list[ConfigError]]:
+    ) -> tuple[T, dict[int, ConfigError]]:
         """What `read` makes of the newest checkpoint that it can read.
 
         Args:
           read: reads the checkpoint of a step.
           *skipped: its errors at which an older one is tried.
 
-        Returns: that, and what was wrong with the checkpoints after it.
+        Returns: that, and what was wrong with the checkpoint of each step after it.
 
         Raises:
           ConfigError: there is no checkpoint, or none that can be read.
         """
-        errors: list[ConfigError] = []
+        errors: dict[int, ConfigError] = {}
         self.wait()
         for step in sorted(decided(self.steps), reverse=True):
             try:
@@ -185,27 +182,15 @@ class Checkpoints:
                     decided(functools.partial(self._check, step))
                 return read(step), errors
             except skipped as error:
-                errors.append(error)
+                errors[step] = error
         if errors:
-            raise errors[0]
+            raise next(iter(errors.values()))
         raise ConfigError(f"{self.folder} has no checkpoint; allowed: a folder with checkpoints")
 
     def set_aside(self, steps: Iterable[int]) -> list[epath.Path]:
         """Moves checkpoints out of the way, and returns where they are then."""
         self.abandon()
-        places, steps = [], sorted(steps)
-        for step in steps:
-            place = self.folder.parent / "damaged" / str(step)
-            while place.exists():
-                place = place.with_name(f"{place.name}_again")
-            places.append(place)
-            if jax.process_index() == 0:
-                with writing(place):
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    (self.folder / str(step)).rename(place)
-        if steps and jax.process_count() > 1:
-            ocp.multihost.sync_global_processes(f"set aside {steps}")
-        return places
+        return decided(lambda: [self._move_aside(step) for step in steps])
 
     def entries(self, step: int) -> set[str]:
         """The dotted names of the arrays in a checkpoint."""
@@ -250,7 +235,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
         if step is not None:
             try:
-                decided(functools.partial(self._verify, step))
+                decided(functools.partial(verify, self._place(step), self.folder / str(step)))
             except DamagedError as error:
                 (place,) = self.set_aside([step])
                 raise DamagedError(f"{error}; it is in {os.fspath(place)} now") from error
@@ -290,52 +275,35 @@ class Checkpoints:
         # Without the manager, which all processes have to open together.
         return sorted(ocp.utils.checkpoint_steps(self.folder)) if self.folder.exists() else []
 
+    def _move_aside(self, step: int) -> epath.Path:
+        place = self.folder.parent / "damaged" / str(step)
+        while place.exists():
+            place = place.with_name(f"{place.name}_again")
+        with writing(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / str(step)).rename(place)
+        return place
+
     def _is_checkpoint(self, step: int) -> bool:
         return (self.folder / str(step) / "state").exists()
 
     def _check(self, step: int) -> None:
         """Verifies a checkpoint that has checksums."""
         if (self.folder / str(step) / "checksums").exists():
-            self._verify(step)
-
-    def _verify(self, step: int) -> None:
-        """Reads a checkpoint back into the host's memory, without the other processes."""
-        folder = self.folder / str(step)
-        with reading_checkpoint(folder):
-            state, checksums = read_arrays(folder / "state"), read_json(folder / "checksums")
-        saved = {name: x for name, x in checksums.items() if name != METADATA}
-        read, bad = inspected(state)
-        # What was saved and is not there any more has no checksum.
-        compare(self._place(step), saved, dict.fromkeys(saved) | read)
-        if bad:
-            raise NotFiniteError(f"{self._place(step)} is not finite in {first_few(bad)}")
+            verify(self._place(step), self.folder / str(step))
 
     def _place(self, step: int) -> str:
         return f"checkpoint {step} in {self.folder}"
 
     def _prune(self) -> None:
         manager = self._open()
-        for step in decided(self._superseded):
+        steps = list(manager.all_steps())
+        superseded = decided(
+            lambda: self._keep.superseded(self.folder, steps, self._comparable_after)
+        )
+        for step in superseded:
             with writing_checkpoint(self.folder):
                 manager.delete(step)
-
-    def _superseded(self) -> list[int]:
-        """The steps of the checkpoints that are not kept."""
-        steps = list(self._open().all_steps())
-        return sorted(set(steps) - self._keep.chosen(steps, self._nelbo(steps)))
-
-    def _nelbo(self, steps: list[int]) -> dict[int, float]:
-        """The validation NELBO of those checkpoints that have one and can be compared."""
-        if not self._keep.best:
-            return {}
-        found = {}
-        for step in steps:
-            with contextlib.suppress(DamagedError), self._reading(step):
-                metadata = read_json(self.folder / str(step) / "metadata")
-                if NELBO in metadata:
-                    found[step] = metadata[NELBO]
-        comparable = {s: nelbo for s, nelbo in found.items() if s > self._comparable_after}
-        return comparable or found
 
     def _reading(self, step: int) -> contextlib.AbstractContextManager[None]:
         return reading_checkpoint(self.folder / str(step))

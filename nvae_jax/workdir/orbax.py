@@ -17,7 +17,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from nvae_jax.errors import ConfigError, reading, reason, writing
-from nvae_jax.workdir.integrity import DamagedError
+from nvae_jax.workdir.integrity import (
+    METADATA,
+    DamagedError,
+    NotFiniteError,
+    compare,
+    first_few,
+    inspected,
+)
 
 _OTHER_READS = 1.0  # seconds in which the threads of a failed reading end
 
@@ -52,6 +59,27 @@ def read_arrays(folder: epath.Path) -> Any:
 def read_json(folder: epath.Path) -> dict[str, Any]:
     """A checkpoint's item of JSON, read by this process alone."""
     return ocp.JsonCheckpointHandler().restore(folder, args=ocp.args.JsonRestore())
+
+
+def verify(where: str, folder: epath.Path) -> None:
+    """Reads a checkpoint back into the host's memory, without the other processes.
+
+    Args:
+      where: what messages call it.
+      folder: of the checkpoint.
+
+    Raises:
+      DamagedError: it does not hold what was saved in it.
+      NotFiniteError: it holds numbers that are not finite.
+    """
+    with reading_checkpoint(folder):
+        state, checksums = read_arrays(folder / "state"), read_json(folder / "checksums")
+    saved = {name: x for name, x in checksums.items() if name != METADATA}
+    read, bad = inspected(state)
+    # What was saved and is not there any more has no checksum.
+    compare(where, saved, dict.fromkeys(saved) | read)
+    if bad:
+        raise NotFiniteError(f"{where} is not finite in {first_few(bad)}; allowed: a finite one")
 
 
 @contextlib.contextmanager
