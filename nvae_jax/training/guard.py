@@ -46,8 +46,8 @@ class Health:
     @classmethod
     def fresh(cls) -> Health:
         """Of a run without troubles."""
-        whole, real = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
-        return cls(whole, whole, whole, whole, whole, real, real)
+        kinds = (*(jnp.int32,) * 5, jnp.float32, jnp.float32)
+        return cls(*(jnp.zeros((), kind) for kind in kinds))  # each its own buffer to be donated
 
     def gone_back(self, step: int, rollbacks: int, recent: int) -> Health:
         """Of a run that has gone back to `step`."""
