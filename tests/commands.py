@@ -16,12 +16,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# For `before`: compilation takes all the time.
-QUICKLY_COMPILED = (
-    "import nvae_jax.compilation; "
-    "nvae_jax.compilation._cpu_options = lambda: {'xla_backend_optimization_level': 0}"
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:

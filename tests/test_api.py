@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import ONE_DEVICE, RUN_CONFIG, compile_quickly, make_run
+from tiny import ONE_DEVICE, RUN_CONFIG, make_run
 
 import nvae_jax
 from nvae_jax import api
@@ -32,7 +32,6 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(trained, "make_mesh", lambda: ONE_DEVICE)
-        compile_quickly(patch)
         yield nvae_jax.load("runs/digits")
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from xla import xla_flags
 
 import nvae_jax.measuring.benchmark
 from nvae_jax.config.overrides import parse_overrides, with_overrides
@@ -61,11 +62,11 @@ def test_it_runs_with_jax_flax_and_optax_alone(tmp_path, tiny):
     arguments = ["--config", tiny, "--config.training.batch_size=2", "--repeats=2"]
     arguments += ["--what=train,sample,evaluate,operations", "--num_images=3"]
     program = ALONE.format(blocked=BLOCKED, arguments=[*arguments, "--json", str(result)])
-    flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1"
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")},
+        env=os.environ
+        | {"XLA_FLAGS": xla_flags(1), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
     )

@@ -1,7 +1,5 @@
 """Residual cells: the official implementation's numbers, and what those do not reach."""
 
-import functools
-
 import chex
 import goldens
 import jax
@@ -20,9 +18,6 @@ from nvae_jax.model.cells import (
     upsample_bilinear,
     upsample_nearest,
 )
-
-# Compilation takes all the time here, so the compiler shall not optimise.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 TABLE = {entry["key"]: entry for entry in goldens.from_json(goldens.load("cells")["table"])}
 DATA_INITIALISED = [key for key in TABLE if "res_elu" in key]
@@ -55,7 +50,7 @@ def test_cell_agrees_with_the_official_one(key):
     if key not in DATA_INITIALISED:
         before = goldens.variables(entries, goldens.under("cells", f"{key}/sd"))
 
-    @jit
+    @jax.jit
     def passes(variables, x, cotangent):
         def train(x):
             return cell.apply(variables, x, True, mutable=["batch_stats"])
@@ -87,7 +82,7 @@ def test_data_initialisation_agrees_with_the_official_one(key):
             "conv": {"kernel": given["params"][f"op_{j}"]["conv"]["kernel"]}
         }
 
-    @jit
+    @jax.jit
     def first_pass(variables, x):
         rngs = {"params": jax.random.key(0)}
         return cell.apply(variables, x, True, mutable=["params"], rngs=rngs)
@@ -159,7 +154,7 @@ def test_upsampling_late_is_upsampling_first():
     shapes = jax.eval_shape(lambda: late.init(jax.random.key(0), x, True))
     variables = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(s.dtype), shapes)
 
-    @jit
+    @jax.jit
     def passes(variables, x):
         upsampled = upsample_nearest(x)
         mutable = ["batch_stats"]
@@ -198,7 +193,7 @@ def test_squeeze_excite_sums_its_gradient_in_float32():
     x = jnp.asarray(rng.uniform(size=(2, 32, 32, 16)), jnp.bfloat16)
     params = SqueezeExcite().init(jax.random.key(0), x)
 
-    @jit
+    @jax.jit
     def gradient(params, x):
         return jax.grad(lambda p: SqueezeExcite().apply(p, x).astype(jnp.float32).sum())(params)
 
@@ -209,7 +204,7 @@ def test_squeeze_excite_sums_its_gradient_in_float32():
 
 
 def test_dense_layers_start_uniform_within_their_fan_in():
-    params = jit(SqueezeExcite().init)(jax.random.key(0), jnp.zeros((1, 2, 2, 256)))["params"]
+    params = jax.jit(SqueezeExcite().init)(jax.random.key(0), jnp.zeros((1, 2, 2, 256)))["params"]
     for name, fan_in in [("squeeze", 256), ("excite", 16)]:
         for leaf in params[name].values():
             assert abs(leaf).max() <= fan_in**-0.5

@@ -15,7 +15,7 @@ pytest.importorskip("constriction", reason="requires the extra `compression`")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny import ONE_DEVICE, compile_quickly, make_run, random_variables
+from tiny import ONE_DEVICE, make_run, random_variables
 
 from nvae_jax.command_line import with_file
 from nvae_jax.compression import container, network
@@ -55,7 +55,6 @@ COLOUR = ModelConfig(
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation():
     with pytest.MonkeyPatch.context() as patch:
-        compile_quickly(patch)
         options = {"xla_backend_optimization_level": 0}
         patch.setattr(
             network,

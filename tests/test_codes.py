@@ -3,15 +3,14 @@
 import numpy as np
 import pytest
 from test_families import CLASSES, PLAIN
-from tiny import RUN_CONFIG, compile_quickly, make_run
+from tiny import RUN_CONFIG, make_run
 
 from nvae_jax.evaluation.trained import open_run
 from nvae_jax.modes.codes import CodesOptions, codes
 
 
 @pytest.mark.parametrize("config", [RUN_CONFIG, PLAIN, CLASSES])
-def test_every_family_has_a_report(config, tmp_path, monkeypatch):
-    compile_quickly(monkeypatch)
+def test_every_family_has_a_report(config, tmp_path):
     report = codes(open_run(make_run(tmp_path, config)), CodesOptions(images=200))
     assert [group["latents"] for group in report["groups"]] == [
         int(np.prod(shape)) for shape in config.latent_shapes

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from tiny import compile_quickly, make_run
+from tiny import make_run
 
 from nvae_jax.errors import ConfigError
 from nvae_jax.evaluation.random_features import random_features
@@ -79,8 +79,7 @@ def test_random_features_are_the_same_everywhere_and_tell_images_apart():
     assert np.linalg.norm(features[0] - features[1]) > 1e-3
 
 
-def test_a_trained_run_is_measured(tmp_path, monkeypatch):
-    compile_quickly(monkeypatch)
+def test_a_trained_run_is_measured(tmp_path):
     config = ConvVAEConfig(
         image_shape=(32, 32, 1),
         likelihood="bernoulli",

@@ -68,8 +68,7 @@ def compiled(model, training, flip):
     """(a function that makes a state, the update) of a run on one device."""
     mesh = make_mesh(jax.devices()[:1])
     program = make_program(model, training, 10, mesh, flip=flip)
-    fast = {"xla_backend_optimization_level": 0}
-    update = program.update.lower(program.state, program.batch).compile(compiler_options=fast)
+    update = program.update.lower(program.state, program.batch).compile()
     rng = np.random.default_rng(0)
 
     def draw(leaf):

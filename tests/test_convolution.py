@@ -1,6 +1,5 @@
 """Convolutions: the effective kernel, padding, and what a fresh layer starts from."""
 
-import functools
 import math
 
 import goldens
@@ -10,9 +9,6 @@ import numpy as np
 import pytest
 
 from nvae_jax.model.convolution import Conv, effective_kernel
-
-# Compilation takes all the time here, so the compiler shall not optimise.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def random_params(conv, x, seed=0):
@@ -43,7 +39,7 @@ def convolve(x, kernel, stride, dilation, groups):
 def test_conv_agrees_with_the_official_one():
     arrays = goldens.under("cells", "conv2d")
     params = goldens.conv_params(arrays, "sd/")
-    y = jit(Conv(7, 3).apply)({"params": params}, goldens.nhwc(arrays["x"]))
+    y = jax.jit(Conv(7, 3).apply)({"params": params}, goldens.nhwc(arrays["x"]))
     goldens.assert_close(y, goldens.nhwc(arrays["y"]))
     kernel = arrays["weight_normalized"].transpose(2, 3, 1, 0)
     goldens.assert_close(effective_kernel(params), kernel)
@@ -78,7 +74,7 @@ def test_conv_agrees_with_float64(options):
         kernel = np.exp(np.float64(params["log_gain"])) * kernel / (norm + 1e-5)
     expected = convolve(x, kernel, conv.stride, conv.dilation, conv.groups)
     expected += params.get("bias", 0.0)
-    goldens.assert_close(jit(conv.apply)(variables, x), expected)
+    goldens.assert_close(jax.jit(conv.apply)(variables, x), expected)
 
 
 @pytest.mark.parametrize(("kernel_size", "groups"), [(1, 1), (3, 1), (5, 1), (3, 2), (5, 2)])
@@ -98,7 +94,7 @@ def test_stride_two_is_centred_on_even_pixels(kernel_size, groups):
 )
 def test_a_fresh_layer_is_uniform_within_its_fan_in(kernel_size, channels, groups, fan_in):
     conv = Conv(64, kernel_size, groups=groups, log_gain_shift=math.log(10))
-    params = jit(conv.init)(jax.random.key(0), jnp.zeros((1, 2, 2, channels)))["params"]
+    params = jax.jit(conv.init)(jax.random.key(0), jnp.zeros((1, 2, 2, channels)))["params"]
     bound = fan_in**-0.5
     kernel, bias = np.asarray(params["kernel"]), np.asarray(params["bias"])
     assert kernel.shape == (kernel_size, kernel_size, channels // groups, 64)
@@ -116,7 +112,7 @@ def test_a_fresh_layer_is_uniform_within_its_fan_in(kernel_size, channels, group
 def test_data_initialisation_standardises_the_first_outputs():
     conv = Conv(6, 3, data_init=True)
     x = 3 + np.random.default_rng(0).normal(size=(4, 8, 6, 5)).astype(np.float32)
-    y, variables = jit(conv.init_with_output)(jax.random.key(0), x)
+    y, variables = jax.jit(conv.init_with_output)(jax.random.key(0), x)
     np.testing.assert_allclose(y.mean((0, 1, 2)), 0.0, atol=1e-5)
     np.testing.assert_allclose(y.std((0, 1, 2), ddof=1), 0.2, rtol=1e-3)
     # Only the first: later batches are convolved with what the first one left.

@@ -9,8 +9,6 @@ import pytest
 
 from nvae_jax.model import NVAE, ModelConfig, variable_shapes
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 CONFIG = ModelConfig(
     image_shape=(8, 4, 1),
     likelihood="bernoulli",
@@ -43,10 +41,10 @@ def random_noise():
     return [jnp.float32(RNG.normal(size=(BATCH, *s))) for s in CONFIG.latent_shapes]
 
 
-encode = jit(functools.partial(MODEL.apply, VARIABLES, method="encode"))
-decode = jit(functools.partial(MODEL.apply, VARIABLES, method="decode"))
-run = jit(lambda x, noise: MODEL.apply(VARIABLES, x, False, noise).logits)
-sample = jit(
+encode = jax.jit(functools.partial(MODEL.apply, VARIABLES, method="encode"))
+decode = jax.jit(functools.partial(MODEL.apply, VARIABLES, method="decode"))
+run = jax.jit(lambda x, noise: MODEL.apply(VARIABLES, x, False, noise).logits)
+sample = jax.jit(
     lambda noise: MODEL.apply(VARIABLES, BATCH, 1.0, noise, method="sample_prior"),
 )
 

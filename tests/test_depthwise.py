@@ -13,9 +13,6 @@ from nvae_jax.errors import ConfigError
 from nvae_jax.model.kernels.depthwise import FORMULATIONS, depthwise_conv
 from nvae_jax.parallel import batch_sharding, make_mesh
 
-# Compilation takes all the time here, so the compiler shall not optimise.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 CAUSAL = tuple((i, j) for i in range(5) for j in range(5) if (i, j) <= (2, 2))
 
 
@@ -68,7 +65,7 @@ def test_output_and_gradients_agree_with_xla(kernel_size, stride, shape, taps):
         size=(2, *(-(-n // stride) for n in shape), x.shape[-1])
     )
 
-    @jit
+    @jax.jit
     def passes(x, kernel, cotangent):
         outputs = []
         ours = functools.partial(depthwise_conv, stride=stride, taps=taps)
@@ -98,7 +95,7 @@ def test_bfloat16_keeps_its_dtype_and_sums_the_kernel_gradient_in_float32():
     x, kernel, _ = draw((32, 32), 3)
     x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
 
-    @jit
+    @jax.jit
     def passes(x, kernel):
         y, vjp = jax.vjp(depthwise_conv, x, kernel)
         return y, *vjp(jnp.ones_like(y))
@@ -116,7 +113,7 @@ def test_formulations_for_gpus_agree_with_xla(stride):
     x, kernel, _ = draw((5, 6), 5)
     forward, gradients = FORMULATIONS["fused products"]
 
-    @jit
+    @jax.jit
     def passes(x, kernel):
         y, vjp = jax.vjp(lambda x, k: grouped(x, k, stride), x, kernel)
         ours = forward(x, kernel, stride=stride)

@@ -24,12 +24,10 @@ from nvae_jax.model.distributions import (
     num_image_parameters,
 )
 
-# Compilation takes all the time here, so the compiler shall not optimise.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-mixture_from = jit(LogisticMixture.from_logits, static_argnums=(1, 2, 3, 4))
+mixture_from = jax.jit(LogisticMixture.from_logits, static_argnums=(1, 2, 3, 4))
 
 
-@jit
+@jax.jit
 def log_prob_of(distribution, x):
     return distribution.log_prob(x)
 
@@ -88,7 +86,7 @@ def test_analytic_kl_is_the_mean_log_ratio():
 def test_official_bins_agree_with_the_official_ones(num_bits, tolerance):
     arrays = images_under("standalone", f"dml{num_bits}")
 
-    @jit
+    @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def log_prob(param, x):
         mixture = LogisticMixture.from_logits(param, 3, 10, num_bits, official_bins=True)
@@ -139,7 +137,7 @@ def test_parameters_and_mean_of_a_pixel(channels):
     number = LogisticMixture.num_parameters(channels, mixtures)
     raw = np.random.default_rng(0).normal(scale=3, size=(*shape, number)).astype(np.float32)
     mixture = LogisticMixture.from_logits(raw, channels, mixtures, 8)
-    means = jit(mixture.mean)()
+    means = jax.jit(mixture.mean)()
     for pixel in np.ndindex(shape):
         logits, *parts = np.split(raw[pixel], number // mixtures)
         parts = np.reshape(parts, (channels, -1, mixtures))
@@ -198,7 +196,7 @@ def log_masses(num_bits, levels, means, log_scales):
     """Every combination of the three, its log mass, and the gradient by mean and log-scale."""
     grid = np.array(list(itertools.product(levels, means, log_scales)), np.float32)
 
-    @jit
+    @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def log_mass(raw, x):
         values = LogisticMixture.from_logits(raw, 1, 1, num_bits).log_prob(x)
@@ -240,7 +238,7 @@ def test_masses_and_gradients_are_finite_however_extreme_the_parameters():
 def test_samples_and_mean_agree_with_the_official_ones(temperature):
     arrays = images_under("decoder", "mixture")
 
-    @jit
+    @jax.jit
     def mean_and_sample(logits, component, value):
         mixture = LogisticMixture.from_logits(logits, 3, 10, 8)
         # The official sampler divides the scales by the temperature, ours multiplies them.
@@ -257,7 +255,7 @@ def test_samples_and_mean_agree_with_the_official_ones(temperature):
 def test_rounded_samples_follow_the_masses():
     number = 100_000
     mixture = random_mixture(1, 3, num_bits=2, shape=(1, 1, number))
-    levels = np.rint(3 * np.asarray(jit(mixture.sample)(jax.random.key(0)))).astype(int)
+    levels = np.rint(3 * np.asarray(jax.jit(mixture.sample)(jax.random.key(0)))).astype(int)
     mass = np.exp(log_prob_of(random_mixture(1, 3, 2, (1, 1, 4)), all_values(1, 2))).ravel()
     assert_frequencies(np.bincount(levels.ravel(), minlength=4), mass)
 
@@ -322,5 +320,5 @@ def test_likelihood_of_images(channels, options, kind, parameters, bins):
     if kind is LogisticMixture:
         assert (distribution.num_bits, distribution.official_bins) == bins
     inside = np.asarray(log_prob_of(distribution, x))[:, 2:6, 2:6].sum((1, 2))
-    total = jit(functools.partial(log_likelihood, config))(logits, x)
+    total = jax.jit(functools.partial(log_likelihood, config))(logits, x)
     np.testing.assert_allclose(total, inside, rtol=1e-5)

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 import pytest
-from tiny import ONE_DEVICE, compile_quickly, make_run
+from tiny import ONE_DEVICE, make_run
 
 from nvae_jax.evaluation.inputs import load_images
 from nvae_jax.evaluation.latents import decode_latents, encode_images, inputs_of
@@ -20,12 +20,10 @@ Options = functools.partial(EditOptions, batch_size=2)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run's folder, the images as they are shown, and their reconstructions."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        compile_quickly(monkeypatch)
-        path = make_run(tmp_path_factory.mktemp("run"))
-        options = ReconstructOptions(NAMES, (4,), "groups", posterior_temperature=0.0, batch_size=2)
-        rows = reconstruct(open_run(path, ONE_DEVICE), options)
-        yield path, rows[:, 0], rows[:, 1]
+    path = make_run(tmp_path_factory.mktemp("run"))
+    options = ReconstructOptions(NAMES, (4,), "groups", posterior_temperature=0.0, batch_size=2)
+    rows = reconstruct(open_run(path, ONE_DEVICE), options)
+    return path, rows[:, 0], rows[:, 1]
 
 
 def close(actual, expected):

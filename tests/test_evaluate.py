@@ -5,7 +5,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import ONE_DEVICE, RUN_CONFIG, compile_quickly, make_run
+from tiny import ONE_DEVICE, RUN_CONFIG, make_run
 
 from nvae_jax.evaluation.trained import open_run
 from nvae_jax.modes import evaluate as module
@@ -63,8 +63,7 @@ def test_report_is_that_of_its_images(run):
     assert [g["active_channels"] for g in groups] == [0, 1, 2, 2]
 
 
-def test_a_model_is_scored(tmp_path, monkeypatch):
-    compile_quickly(monkeypatch)
+def test_a_model_is_scored(tmp_path):
     options = EvaluateOptions(images=2, batch_size=2)
     result = evaluate(open_run(make_run(tmp_path), ONE_DEVICE), options)
     assert len(result["per_image"]["nelbo"]) == 2

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from interruptions import last_arrays
-from tiny import ONE_DEVICE, compile_quickly, make_run, random_variables, run_program
+from tiny import ONE_DEVICE, make_run, random_variables, run_program
 
 from configs import default
 from nvae_jax.compression.network import check_codable
@@ -33,7 +33,6 @@ from nvae_jax.training.continuing import restore
 from nvae_jax.training.loop import train
 from nvae_jax.workdir import Workdir
 
-FAST = {"xla_backend_optimization_level": 0}
 CLASSES = ConvVAEConfig(
     image_shape=(32, 32, 1),
     likelihood="bernoulli",
@@ -65,7 +64,7 @@ def conv_run(objective="elbo", dataset="digits", **changes):
 
 
 def compiled(program):
-    return program.update.lower(program.state, program.batch).compile(compiler_options=FAST)
+    return program.update.lower(program.state, program.batch).compile()
 
 
 @functools.cache
@@ -77,7 +76,7 @@ def program_and_batch(name):
     image = rng.integers(0, 256, (16, 32, 32, 1), np.uint8)
     batch = {"image": image, "index": index, "epoch": np.zeros(16, np.int32)}
     shapes = jax.ShapeDtypeStruct((), np.uint32)
-    init = program.init.lower(program.batch, shapes).compile(compiler_options=FAST)
+    init = program.init.lower(program.batch, shapes).compile()
     return compiled(program), program, batch, init(batch, jnp.uint32(0))
 
 
@@ -181,8 +180,7 @@ def test_a_run_with_squared_error(tmp_path):
 
 
 @pytest.mark.parametrize("config", [PLAIN, CLASSES])
-def test_modes(config, tmp_path, monkeypatch):
-    compile_quickly(monkeypatch)
+def test_modes(config, tmp_path):
     path = make_run(tmp_path, config)
     one, eight = open_run(path, ONE_DEVICE), open_run(path, make_mesh())
     options = {"num_images": 5, "temperature": (0.7,), "batch_size": 1}

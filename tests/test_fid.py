@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from tiny import ONE_DEVICE, compile_quickly, make_run
+from tiny import ONE_DEVICE, make_run
 
 from nvae_jax.evaluation.distances import frechet_distance, gaussian
 from nvae_jax.evaluation.trained import image_keys, open_run
@@ -30,7 +30,6 @@ def cheap_draw(variables, index, seed, temperatures):
 
 @pytest.fixture
 def path(tmp_path, monkeypatch):
-    compile_quickly(monkeypatch)
     monkeypatch.setattr(module, "NUM_FEATURES", 16)
     monkeypatch.setattr(module, "fid_features", cheap_features)
     monkeypatch.setattr(module, "make_draw", lambda config, pixels: cheap_draw)

@@ -1,6 +1,5 @@
 """Flows: the official implementation's numbers, and Jacobians as volumes and raster order say."""
 
-import functools
 import math
 import re
 
@@ -24,9 +23,6 @@ from nvae_jax.model.flows import (
     mixture_logistic_transform,
     split_mixture_parameters,
 )
-
-# Compilation takes all the time here, so the compiler shall not optimise.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 KINDS = ("shift", "mixture_logistic")
 MASKS = goldens.under("standalone", "mask")
@@ -52,7 +48,7 @@ def test_masked_convolution_agrees_with_the_official_one(i):
         mirrored=settings["mirror"],
     )
     params = goldens.conv_params(arrays, "sd/")
-    y = jit(conv.apply)({"params": params}, goldens.nhwc(arrays["x"]))
+    y = jax.jit(conv.apply)({"params": params}, goldens.nhwc(arrays["x"]))
     goldens.assert_close(y, goldens.nhwc(arrays["y"]))
     kernel = effective_kernel(params, conv.kernel_mask(params["kernel"].shape))
     goldens.assert_close(kernel, arrays["weight_normalized"].transpose(2, 3, 1, 0))
@@ -64,7 +60,7 @@ def test_cell_agrees_with_the_official_one(mirrored):
     arrays = goldens.under("standalone", prefix)
     entries = flow_cell_entries("", (), None)
     variables = goldens.variables(entries, goldens.under("standalone", f"{prefix}/sd"))
-    z, log_det = jit(FlowCell("shift", mirrored).apply)(variables, goldens.nhwc(arrays["z"]))
+    z, log_det = jax.jit(FlowCell("shift", mirrored).apply)(variables, goldens.nhwc(arrays["z"]))
     goldens.assert_close(z, goldens.nhwc(arrays["new_z"]))
     np.testing.assert_array_equal(log_det, goldens.nhwc(arrays["log_det"]))
 
@@ -77,7 +73,7 @@ def test_pair_agrees_with_the_official_one():
         for entry in flow_cell_entries(official, (ours,), None)
     ]
     variables = goldens.variables(entries, goldens.under("standalone", "pairedcellar/sd"))
-    z, log_det = jit(FlowPair("shift").apply)(variables, goldens.nhwc(arrays["z"]))
+    z, log_det = jax.jit(FlowPair("shift").apply)(variables, goldens.nhwc(arrays["z"]))
     goldens.assert_close(z, goldens.nhwc(arrays["new_z"]))
     np.testing.assert_array_equal(log_det, goldens.nhwc(arrays["log_det"]))
 
@@ -98,7 +94,7 @@ def test_mixture_logistic_transform_agrees_with_the_official_one():
     arrays = goldens.under("standalone", "mixlogcdf")
     z, parameters = goldens.nhwc(arrays["z"]), mixture_parameters(arrays)
 
-    @jit
+    @jax.jit
     def transform_and_slope(z):
         # Every latent is transformed by itself: the gradient of the sum is each one's slope.
         slope = jax.grad(lambda z: mixture_logistic_transform(z, *parameters)[0].sum())(z)
@@ -127,7 +123,7 @@ def test_head_of_the_mixture_agrees_with_the_official_one():
     arrays = goldens.under("standalone", "mixlogcdf_head")
     params = goldens.conv_params(arrays, "sd/conv.conv_0.")
     head = MaskedConv(48, log_gain_shift=math.log(10))
-    x = jit(head.apply)({"params": params}, nn.elu(goldens.nhwc(arrays["ftr"])))
+    x = jax.jit(head.apply)({"params": params}, nn.elu(goldens.nhwc(arrays["ftr"])))
     for ours, official in zip(
         split_mixture_parameters(x, 4), mixture_parameters(arrays), strict=True
     ):
@@ -154,7 +150,7 @@ def jacobian(flow, z):
         new_z, log_det = flow.apply(variables, z[None])
         return new_z[0], log_det[0]
 
-    matrix, log_det = jit(jax.jacrev(compute, has_aux=True))(z)
+    matrix, log_det = jax.jit(jax.jacrev(compute, has_aux=True))(z)
     return np.asarray(matrix), np.asarray(log_det)
 
 
@@ -194,7 +190,7 @@ def test_log_determinant_of_a_pair(kind):
 
 @pytest.mark.parametrize(("kind", "outputs"), [("shift", 2), ("mixture_logistic", 24)])
 def test_parameters_of_a_fresh_cell(kind, outputs):
-    params = jit(FlowCell(kind, False).init)(jax.random.key(0), Z[None])["params"]
+    params = jax.jit(FlowCell(kind, False).init)(jax.random.key(0), Z[None])["params"]
     shapes = jax.tree.map(np.shape, params, is_leaf=lambda x: isinstance(x, jax.Array))
     assert shapes == {
         "strict_conv": {"kernel": (3, 3, 2, 12), "log_gain": (12,)},
@@ -237,8 +233,8 @@ def test_paths_tell_the_masks_of_all_convolutions_of_a_model():
 def test_bfloat16_keeps_latents_in_float32():
     flow, z = FlowPair("shift", jnp.bfloat16), Z[None]
     variables = strong_variables(flow, z)
-    new_z, log_det = jit(flow.apply)(variables, z)
-    expected, _ = jit(FlowPair("shift").apply)(variables, z)
+    new_z, log_det = jax.jit(flow.apply)(variables, z)
+    expected, _ = jax.jit(FlowPair("shift").apply)(variables, z)
     assert new_z.dtype == log_det.dtype == jnp.float32
     goldens.assert_close(new_z, expected, 0.05)
     assert abs(new_z - expected).max() > 0

@@ -12,8 +12,6 @@ from flax.traverse_util import flatten_dict
 from nvae_jax.model import NVAE, ModelConfig, variable_shapes
 from nvae_jax.model.folding import FoldedNVAE, fold
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 CONFIG = ModelConfig(
     image_shape=(8, 8, 1),
     likelihood="bernoulli",
@@ -52,7 +50,7 @@ def random_variables(config, bias=0.0):
 
 
 def outputs(network, variables):
-    @jit
+    @jax.jit
     def run(variables):
         output = network.apply(variables, IMAGES, False, NOISE)
         return (
@@ -91,7 +89,7 @@ def test_bfloat16_rounds_little_more_than_before_where_means_are_large():
     low = dataclasses.replace(exact, dtype="bfloat16")
     variables = random_variables(exact, bias=5.0)
     # The statistics of the batch, out of the running ones that it changes.
-    _, updated = jit(functools.partial(NVAE(exact).apply, train=True, mutable=["batch_stats"]))(
+    _, updated = jax.jit(functools.partial(NVAE(exact).apply, train=True, mutable=["batch_stats"]))(
         variables, IMAGES, noise=NOISE
     )
     own = jax.tree.map(

@@ -11,9 +11,10 @@ import goldens
 import jax
 import numpy as np
 import pytest
-from commands import QUICKLY_COMPILED, Commands
+from commands import Commands
 from official_models import ARGS, exported
 from PIL import Image
+from xla import xla_flags
 
 from configs import ffhq256
 from nvae_jax.config.changes import changes
@@ -320,10 +321,9 @@ def test_an_interrupted_import_is_no_run_and_is_made_again(golden, tmp_path, mon
 def test_an_imported_checkpoint_is_sampled_without_its_dataset(golden, tmp_path, monkeypatch):
     args, state_dict = golden
     run(monkeypatch, write(tmp_path / "checkpoint.pt", state_dict, args), tmp_path / "run")
-    one = "--xla_force_host_platform_device_count=1"
-    commands = Commands(tmp_path, XLA_FLAGS=one, TFDS_DATA_DIR=str(tmp_path / "nothing"))
+    commands = Commands(tmp_path, XLA_FLAGS=xla_flags(1), TFDS_DATA_DIR=str(tmp_path / "nothing"))
     arguments = ["--mode=sample", "--workdir=run", "--num_images=2", "--batch_size=2"]
-    outcome = commands.run("nvae_jax.main", *arguments, before=QUICKLY_COMPILED)
+    outcome = commands.run("nvae_jax.main", *arguments)
     commands.close()
     assert outcome.code == 0, outcome.stderr
     with Image.open(tmp_path / "run" / "sample" / "samples.png") as picture:

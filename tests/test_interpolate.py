@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 import pytest
-from tiny import ONE_DEVICE, compile_quickly, make_run
+from tiny import ONE_DEVICE, make_run
 
 from nvae_jax.evaluation.paths import linear, spherical
 from nvae_jax.evaluation.sampling import sample_batches
@@ -40,9 +40,7 @@ def test_ways_of_no_direction_are_straight():
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        compile_quickly(monkeypatch)
-        yield make_run(tmp_path_factory.mktemp("run"))
+    return make_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.mark.parametrize("space", ["noise", "latents"])

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 import pytest
-from tiny import ONE_DEVICE, RUN_CONFIG, compile_quickly, make_run
+from tiny import ONE_DEVICE, RUN_CONFIG, make_run
 
 from nvae_jax.errors import ConfigError
 from nvae_jax.evaluation.inputs import load_images
@@ -33,10 +33,8 @@ def run(tmp_path_factory):
         )
         return decoded_mean(model.config, output.logits)
 
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        compile_quickly(monkeypatch)
-        batch = {"x": x, "index": np.arange(4, dtype=np.uint32)}
-        yield path, model, x, np.asarray(model.compile(forward)(model.variables, batch))
+    batch = {"x": x, "index": np.arange(4, dtype=np.uint32)}
+    return path, model, x, np.asarray(model.compile(forward)(model.variables, batch))
 
 
 def test_latents_decode_to_the_reconstruction_of_the_forward_pass(run):

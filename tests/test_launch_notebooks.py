@@ -14,7 +14,8 @@ import nbformat
 import pytest
 from absl import flags
 from launchers import ROOT
-from tiny import ONE_DEVICE, RUN, compile_quickly, make_run
+from tiny import ONE_DEVICE, RUN, make_run
+from xla import xla_flags
 
 import nvae_jax.main  # noqa: F401 - defines the flags
 from nvae_jax.evaluation import trained
@@ -100,7 +101,7 @@ class Shell:
 
     def __call__(self, command):
         words = shlex.split(command.replace(".venv/bin/python", sys.executable))
-        environment = {**os.environ, "XLA_FLAGS": ""}  # on one device
+        environment = {**os.environ, "XLA_FLAGS": xla_flags(1)}
         done = subprocess.run(
             [*words, *self.fields], cwd=ROOT, env=environment, capture_output=True
         )
@@ -131,7 +132,6 @@ def test_the_notebook_that_trains_runs_from_top_to_bottom(shell, tmp_path):
 
 
 def test_the_notebook_that_samples_runs_from_top_to_bottom(shell, tmp_path, monkeypatch):
-    compile_quickly(monkeypatch)
     monkeypatch.setattr(trained, "make_mesh", lambda: ONE_DEVICE)
     shell.execute(NOTEBOOKS[0], make_run(tmp_path / "run"))
     sizes = [(picture.height, picture.width) for picture in shell.shown]

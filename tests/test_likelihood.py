@@ -19,8 +19,6 @@ from nvae_jax.model.distributions import log_likelihood
 from nvae_jax.model.folding import fold
 from nvae_jax.parallel import make_mesh
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 
 @pytest.fixture(scope="module")
 def dataset():
@@ -37,7 +35,7 @@ def test_mean_over_a_ragged_split_is_that_of_its_images(dataset, variables):
     mesh = make_mesh(jax.devices()[:1])
     means = make_validation(CONFIG, dataset.test, 8, mesh)(variables)
 
-    @jit
+    @jax.jit
     def score(x, key):
         output = NVAE(CONFIG).apply(variables, x, train=False, rngs={"sample": key})
         return log_likelihood(CONFIG, output.logits, x), output.kl
@@ -115,7 +113,8 @@ def test_draws_at_once_change_nothing():
     log_weights = np.asarray(draw(numbers)[0])
     direct = np.logaddexp.reduce(log_weights) - np.log(7)
     for at_once in (1, 3, 7, 20):
-        estimate = jit(importance_weighted_bound, static_argnums=(0, 1, 2))(draw, (2, 7), at_once)
+        bound = jax.jit(importance_weighted_bound, static_argnums=(0, 1, 2))
+        estimate = bound(draw, (2, 7), at_once)
         np.testing.assert_allclose(estimate.bounds[1], direct, rtol=1e-5)
         np.testing.assert_allclose(estimate.elbo, log_weights.mean(0), rtol=1e-5)
         # The three pairs of draws; the last draw has no partner.
@@ -133,10 +132,10 @@ def test_likelihood_of_images_is_that_of_the_model(variables):
     rng = np.random.default_rng(0)
     x = jnp.float32(rng.integers(2, size=(2, *CONFIG.image_shape)))
     index = jnp.arange(2) + 5
-    score = jit(make_image_likelihood(CONFIG, (1, 3), draws_at_once=2, seed=4))
+    score = jax.jit(make_image_likelihood(CONFIG, (1, 3), draws_at_once=2, seed=4))
     scores = score(fold(CONFIG, variables), x, index)
 
-    @jit
+    @jax.jit
     def one_draw(number):
         output = NVAE(CONFIG).apply(variables, x, False, image_keys(4, index, number))
         log_px = log_likelihood(CONFIG, output.logits, x)
@@ -157,7 +156,7 @@ def test_memory_does_not_grow_with_the_draws():
     x, index = jnp.zeros((1, *config.image_shape)), jnp.zeros(1, int)
 
     def bytes_of(draws):
-        score = jit(make_image_likelihood(config, (draws,), draws_at_once=10))
+        score = jax.jit(make_image_likelihood(config, (draws,), draws_at_once=10))
         variables = jax.eval_shape(functools.partial(fold, config), variable_shapes(config))
         memory = score.lower(variables, x, index).compile().memory_analysis()
         return memory.temp_size_in_bytes, memory.output_size_in_bytes

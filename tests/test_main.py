@@ -9,7 +9,7 @@ import signal
 
 import pytest
 import stored
-from commands import QUICKLY_COMPILED, ROOT, Commands
+from commands import ROOT, Commands
 from PIL import Image
 from stand_in import OWN
 from tiny import make_run
@@ -137,7 +137,7 @@ def test_a_run_that_cannot_be_written_to_is_sampled_elsewhere(commands, there):
         path.chmod(0o555 if path.is_dir() else 0o444)  # which root ignores
     try:
         arguments = ["--mode=sample", "--workdir=archive", "--num_images=2", "--batch_size=1"]
-        run(commands, *arguments, "--results=elsewhere", before=QUICKLY_COMPILED)
+        run(commands, *arguments, "--results=elsewhere")
         assert (there / "elsewhere" / "sample" / "samples.png").exists()
         assert snapshot(archive) == before
     finally:

@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from tiny import ONE_DEVICE, compile_quickly, make_run
+from tiny import ONE_DEVICE, make_run
 
 from nvae_jax.evaluation.trained import open_run
 from nvae_jax.modes.neighbors import MEASURES, NeighborsOptions, find_nearest, neighbors
@@ -14,8 +14,7 @@ from nvae_jax.parallel import make_mesh
 
 
 @pytest.fixture
-def path(tmp_path, monkeypatch):
-    compile_quickly(monkeypatch)
+def path(tmp_path):
     return make_run(tmp_path)
 
 

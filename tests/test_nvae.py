@@ -16,9 +16,6 @@ from nvae_jax.model.distributions import num_image_parameters
 from nvae_jax.model.flows import kernel_mask
 from nvae_jax.model.nvae import effective_kernels
 
-# Compilation takes all the time here, so the compiler shall not optimise.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 tiny = functools.partial(
     ModelConfig,
     encoder_channels=4,
@@ -88,7 +85,7 @@ def random_inputs(config):
 @functools.cache
 def encode(config):
     """A compiled evaluation pass: variables, images, noise → output."""
-    return jit(lambda variables, x, noise: NVAE(config).apply(variables, x, False, noise))
+    return jax.jit(lambda variables, x, noise: NVAE(config).apply(variables, x, False, noise))
 
 
 def with_params(variables, change):
@@ -212,7 +209,7 @@ def test_a_draw_reaches_the_groups_after_it_and_the_image(group):
 def test_noise_comes_from_the_sample_stream():
     variables, images, noise = random_inputs(LOOP)
 
-    @jit
+    @jax.jit
     def draw(key):
         rngs = {"sample": key}
         stream = NVAE(LOOP).apply({}, rngs=rngs, method=lambda model: model.make_rng("sample"))
@@ -229,7 +226,7 @@ def test_noise_comes_from_the_sample_stream():
 def test_temperature_multiplies_the_spread_of_the_prior():
     model, (variables, _, noise) = NVAE(PLAIN), random_inputs(PLAIN)
 
-    @jit
+    @jax.jit
     def draw(temperature, noise):
         return model.apply(variables, BATCH, temperature, noise, method="sample_prior")
 
@@ -280,7 +277,7 @@ def test_effective_kernels_are_what_the_model_applies():
     # A model with its effective kernels for kernels, and their norms for gains, is the same model.
     variables, images, noise = random_inputs(FLOW)
     params = flatten_dict(variables["params"])
-    kernels = flatten_dict(jit(effective_kernels)(variables["params"]))
+    kernels = flatten_dict(jax.jit(effective_kernels)(variables["params"]))
     assert {(*path, "kernel") for path in kernels} == {
         path for path, leaf in params.items() if path[-1] == "kernel" and leaf.ndim >= 4
     }

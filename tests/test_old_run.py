@@ -7,15 +7,12 @@ import numpy as np
 import pytest
 
 import nvae_jax
-from nvae_jax import compilation
 from nvae_jax.evaluation.likelihood import bounds_of_images
 from nvae_jax.workdir import Workdir
 
 
 @pytest.fixture
-def old(tmp_path, monkeypatch):
-    options = {"xla_backend_optimization_level": 0}
-    monkeypatch.setattr(compilation, "_cpu_options", lambda: options)
+def old(tmp_path):
     with tarfile.open(Path(__file__).parent / "goldens" / "old_run.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     return tmp_path

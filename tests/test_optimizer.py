@@ -14,9 +14,6 @@ from goldens import assert_close
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.training.optimizer import learning_rate_schedule, make_links, make_optimizer
 
-# Compilation takes all the time here, so the compiler shall not optimise.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 SCHEDULES = ("e20w5", "e45w1", "e400w5", "e200w5_ffhq")
 
 
@@ -54,7 +51,7 @@ def chain(weight_decay, **options):
         epochs=10**6, batch_size=1, warmup_epochs=0, weight_decay=weight_decay, **options
     )
     optimizer = make_optimizer(config, steps_per_epoch=1)
-    return optimizer, jit(functools.partial(optimizer.update, regularization=0.0))
+    return optimizer, jax.jit(functools.partial(optimizer.update, regularization=0.0))
 
 
 def in_model(params):

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tiny import ONE_DEVICE, compile_quickly, make_run
+from tiny import ONE_DEVICE, make_run
 
 from nvae_jax.api import loop
 from nvae_jax.evaluation import trained
@@ -28,7 +28,6 @@ def folder(tmp_path_factory):
     (folder / "DIR").symlink_to(path)  # what pages call any run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trained, "make_mesh", lambda: ONE_DEVICE)
-        compile_quickly(patch)
         patch.setattr(loop, "train", lambda *_, **__: {"validation/nelbo": 275.7})
         patch.chdir(folder)
         yield path.parents[1]

@@ -27,9 +27,6 @@ from nvae_jax.training.optimizer import make_optimizer
 
 OUTPUTS, GRADIENTS = 1e-4, 1e-3  # relative to the largest true value
 
-# Compilation takes all the time here, so the compiler shall not optimise.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 
 @dataclasses.dataclass
 class Golden:
@@ -71,7 +68,7 @@ def eval_pass(golden, mode):
         network, variables = FoldedNVAE(golden.config), fold(golden.config, variables)
     x, noise = nhwc(golden.arrays["x"]), golden.list("eps", golden.config.total_groups)
 
-    @jit
+    @jax.jit
     def run(variables, x, noise):
         output = network.apply(variables, x, train=False, noise=noise)
         return output, -log_likelihood(golden.config, output.logits, x)
@@ -93,7 +90,7 @@ def train_pass(golden):
         terms = elbo_terms(golden.config, output, x, beta, targets)
         return terms.loss, (output, terms, updated["batch_stats"])
 
-    (value, aux), gradient = jit(jax.value_and_grad(loss, has_aux=True))(
+    (value, aux), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(
         golden.variables["params"], golden.variables["batch_stats"], x, noise
     )
     return value, *aux, gradient
@@ -118,7 +115,7 @@ def updates(golden, train_pass):
     spectral = before["spectral"]
     before["spectral"] = spectral._replace(u=place_vectors(golden, spectral.u, "u0"))
 
-    @jit
+    @jax.jit
     def update(gradient, state, params):
         updates, state = optimizer.update(
             gradient, state, params, regularization=training.regularization
@@ -263,7 +260,7 @@ def test_adamax_step(golden, updates):
 def test_prior_samples_and_recalibration(golden):
     groups = golden.config.total_groups
 
-    @functools.partial(jit, static_argnums=2)
+    @functools.partial(jax.jit, static_argnums=2)
     def sample(variables, noise, train):
         return NVAE(golden.config).apply(
             variables,

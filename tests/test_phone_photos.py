@@ -10,6 +10,7 @@ import numpy as np
 import stored
 from PIL import Image
 from stand_in import OWN
+from xla import xla_flags
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,7 +42,7 @@ def test_twelve_photographs_become_a_model_and_its_pictures(tmp_path):
     command = [sys.executable, "-m", "nvae_jax.main", preset]
     command += [f"--config.{name}={value}" for name, value in fields.items()]
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+    environment["XLA_FLAGS"] = xla_flags(1)
     done = subprocess.run(
         [*command, f"--workdir={tmp_path / 'run'}"],
         cwd=ROOT,

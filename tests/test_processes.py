@@ -14,13 +14,16 @@ import jax
 import numpy as np
 import pytest
 from interruptions import last_arrays, named
-from tiny import RUN, STEPS, run_program, tiny_run
+from tiny import FEW_DIGITS, RUN, STEPS, run_program, tiny_run, write_digits
+from xla import xla_flags
 
 from nvae_jax.parallel import make_mesh, state_sharding
 from nvae_jax.processes import connect
 from nvae_jax.workdir import Workdir
 
 ROOT = Path(__file__).parent.parent
+CONFIG = Path(__file__).parent / "arrays_config.py"
+WITHOUT = Path(__file__).parent / "without_tensorflow"
 
 
 class Runs:
@@ -28,22 +31,23 @@ class Runs:
 
     def __init__(self, folder):
         self._folder = folder
+        write_digits(folder / "digits")
 
     def start(self, name, devices=1, flags=()):
         """One process on simulated devices, in the work directory `name`."""
         # Validated at the end alone, because every start would compile the validation.
-        fields = RUN | {"training.eval_interval": STEPS}
+        fields = RUN | FEW_DIGITS | {"training.eval_interval": STEPS}
+        fields["data.path"] = self._folder / "digits"
         settings = [f"--config.{field}={value}" for field, value in fields.items()]
         environment = {
             "JAX_COMPILATION_CACHE_DIR": str(self._folder / "cache"),
             "JAX_PLATFORMS": "cpu",
-            # Compilation takes most of the time.
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-            "--xla_backend_optimization_level=0",
+            "PYTHONPATH": os.pathsep.join([str(WITHOUT), os.environ.get("PYTHONPATH", "")]),
+            "XLA_FLAGS": xla_flags(devices),
         }
         return subprocess.Popen(
             [
-                *(sys.executable, "-m", "nvae_jax.main", "--config=configs/digits.py"),
+                *(sys.executable, "-m", "nvae_jax.main", f"--config={CONFIG}"),
                 *(f"--workdir={self.path(name)}", *settings, *flags),
             ],
             cwd=ROOT,

@@ -18,9 +18,6 @@ torch = pytest.importorskip("torch")
 
 from pytorch_network import Network, from_ours  # noqa: E402
 
-# Compilation takes all the time here, so the compiler shall not optimise.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 BETA = 0.5
 BINARY = ModelConfig(
     image_shape=(16, 16, 1),
@@ -63,7 +60,7 @@ def case(request):
     x = rng.integers(0, 256, (3, *config.image_shape)).astype(np.float32) / 255
     x = np.round(x) if config.likelihood == "bernoulli" else x
     noise = [rng.normal(size=(3, *s)).astype(np.float32) for s in config.latent_shapes]
-    variables = jit(NVAE(config).init, static_argnums=2)(
+    variables = jax.jit(NVAE(config).init, static_argnums=2)(
         {"params": jax.random.key(0), "sample": jax.random.key(1)}, x, True
     )
     # Fresh scales of 1 would hide one that is missing.
@@ -84,7 +81,7 @@ def test_loss_gradients_and_statistics_agree(case):
         )
         return elbo_terms(config, output, x, BETA, targets).loss, updated["batch_stats"]
 
-    (loss, stats), gradient = jit(jax.value_and_grad(ours, has_aux=True))(variables["params"])
+    (loss, stats), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True))(variables["params"])
     np.testing.assert_allclose(theirs.item(), loss, rtol=1e-5)
     expected = flat(from_ours(jax.tree.map(np.array, gradient)))
     largest = max(float(g.abs().max()) for g in expected.values())
@@ -101,7 +98,7 @@ def test_samples_agree(case):
     with torch.no_grad():
         theirs, _ = Network(config, variables).decode(None, [nchw(n) for n in noise], False)
     sample = functools.partial(NVAE(config).apply, method="sample_prior", num_images=3)
-    ours = jit(lambda noise: sample(variables, noise=noise))(noise)
+    ours = jax.jit(lambda noise: sample(variables, noise=noise))(noise)
     np.testing.assert_allclose(theirs.permute(0, 2, 3, 1), ours, rtol=1e-3, atol=1e-4)
 
 

@@ -1,14 +1,13 @@
 """Statistics of samples: the running average by hand, kept and used again."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from tiny import ONE_DEVICE, compile_quickly, make_run
+from tiny import ONE_DEVICE, make_run
 
 from nvae_jax.evaluation import recalibration
 from nvae_jax.evaluation.batch_statistics import BatchStatistics
@@ -25,9 +24,7 @@ TEMPERATURES = np.float32([0.5, 0.5, 1.0, 1.0])
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        compile_quickly(monkeypatch)
-        yield open_run(make_run(tmp_path_factory.mktemp("run")), ONE_DEVICE)
+    return open_run(make_run(tmp_path_factory.mktemp("run")), ONE_DEVICE)
 
 
 def test_statistics_are_the_running_average_of_samples(model):
@@ -35,7 +32,7 @@ def test_statistics_are_the_running_average_of_samples(model):
     # A model whose statistics start at zero gets 0.05 of a batch's in one step.
     zeros = jax.tree.map(jnp.zeros_like, model.variables["batch_stats"])
 
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @jax.jit
     def batch_statistics(number):
         key = jax.random.fold_in(jax.random.key(1), number)
         variables = {"params": model.variables["params"], "batch_stats": zeros}

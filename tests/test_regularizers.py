@@ -22,9 +22,6 @@ from nvae_jax.training.regularizers import (
     spectral_regularization,
 )
 
-# Compilation takes all the time here, so the compiler shall not optimise.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 LAMBDA = 0.3
 
 
@@ -91,7 +88,7 @@ def transform():
 
 @pytest.fixture(scope="module")
 def update(transform):
-    return jit(functools.partial(transform.update, regularization=LAMBDA))
+    return jax.jit(functools.partial(transform.update, regularization=LAMBDA))
 
 
 def test_the_matrices_are_the_convolutions_and_nothing_else(params):
@@ -148,7 +145,7 @@ def test_weight_norm_enters_the_matrices(params):
 
 
 def test_converges_to_the_largest_singular_values(params, transform, update):
-    state = jit(transform.init)(params)
+    state = jax.jit(transform.init)(params)
     for _ in range(150):
         _, state = update(zeros_like(params), state, params)
 
@@ -166,7 +163,7 @@ def test_converges_to_the_largest_singular_values(params, transform, update):
 
 
 def test_follows_kernels_that_change(params, transform, update):
-    state = jit(transform.init)(params)
+    state = jax.jit(transform.init)(params)
     for step in range(30):
         moved = {**params, "encoder": perturb(params["encoder"], step)}
         _, state = update(zeros_like(params), state, moved)
@@ -203,7 +200,7 @@ def test_devices_share_the_iteration_of_stacks_of_any_length(rounds):
     factors = stacks((1, 1, 4), (8, 1, 5), (11, 1, 2))
     matrices = {name: Matrices(kernel, factors[name]) for name, kernel in kernels.items()}
     u, v = stacks((1, 4), (8, 5), (11, 2)), stacks((1, 6), (8, 3), (11, 7))
-    shared = jit(functools.partial(power_iteration, mesh=mesh))
+    shared = jax.jit(functools.partial(power_iteration, mesh=mesh))
     ours, alone = shared(matrices, u, v, rounds), power_iteration(matrices, u, v, rounds)
     chex.assert_trees_all_close(ours, alone, rtol=1e-6, atol=1e-6)
     # Each device has an eighth of the work: two of the eleven matrices, the longest stack.
@@ -217,7 +214,7 @@ def test_what_depends_on_the_vectors_is_not_divided_with_the_iteration():
     matrices = {"a": Matrices(kernel, jnp.ones((8, 1, 4)))}
     u, v = {"a": jnp.ones((8, 4))}, {"a": jnp.ones((8, 6))}
 
-    @jit
+    @jax.jit
     def outer(matrices, u, v):
         u, v = power_iteration(matrices, u, v, 1, mesh)
         return u["a"][:, None, :] * v["a"][:, :, None]
@@ -228,7 +225,7 @@ def test_what_depends_on_the_vectors_is_not_divided_with_the_iteration():
 
 def test_a_zero_kernel_has_a_finite_penalty_and_gradient(transform):
     params = {"conv": {"kernel": jnp.zeros((3, 3, 4, 4)), "log_gain": jnp.zeros(4)}}
-    update = jit(functools.partial(transform.update, regularization=1.0))
+    update = jax.jit(functools.partial(transform.update, regularization=1.0))
     updates, state = update(params, transform.init(params), params)
     assert state.penalty == 0
     chex.assert_tree_all_finite((updates, state))
@@ -270,7 +267,7 @@ def test_adds_the_gradient_of_the_weighted_penalty(params, transform, update):
         }
         return inner + LAMBDA * sum(sigmas.values())
 
-    value, expected = jit(jax.value_and_grad(loss))(params)
+    value, expected = jax.jit(jax.value_and_grad(loss))(params)
     is_near(updates, expected, 1e-5)
     chex.assert_trees_all_equal_dtypes(updates, params)
     inner = sum(jax.tree.leaves(jax.tree.map(lambda p: -jnp.cos(p).sum(), params)))
@@ -284,7 +281,7 @@ def test_adds_the_gradient_of_the_weighted_penalty(params, transform, update):
 def test_the_gradient_at_converged_vectors_is_that_of_the_singular_value(transform):
     kernel = jax.random.normal(jax.random.key(2), (3, 3, 2, 4))
     params = {"conv": {"kernel": kernel}}
-    update = jit(functools.partial(transform.update, regularization=1.0))
+    update = jax.jit(functools.partial(transform.update, regularization=1.0))
     state = transform.init(params)
     for _ in range(50):
         updates, state = update(zeros_like(params), state, params)
@@ -302,7 +299,7 @@ def test_the_vectors_carry_no_gradient(params, transform):
         _, new = transform.update(zeros_like(params), state, params, regularization=1.0)
         return sum(x.sum() for x in jax.tree.leaves((new.u, new.v)))
 
-    for gradient in jax.tree.leaves(jit(jax.grad(vectors))(params)):
+    for gradient in jax.tree.leaves(jax.jit(jax.grad(vectors))(params)):
         np.testing.assert_array_equal(gradient, 0)
 
 
@@ -317,7 +314,7 @@ def test_batch_norm_penalty_is_the_largest_scale_of_every_layer(params):
 def test_batch_norm_regularization_adds_its_gradient(params):
     transform = batch_norm_regularization()
     gradient = jax.tree.map(jnp.sin, params)
-    update = jit(functools.partial(transform.update, regularization=LAMBDA))
+    update = jax.jit(functools.partial(transform.update, regularization=LAMBDA))
     updates, state = update(gradient, transform.init(params), params)
     np.testing.assert_allclose(state.penalty, batch_norm_penalty(params), rtol=1e-6)
     added = jax.tree.map(jnp.subtract, updates, gradient)
@@ -350,7 +347,7 @@ def test_contract(params, make):
     transform = make()
     traces = []
 
-    @functools.partial(jit, donate_argnums=(0, 1))
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, state, regularization):
         traces.append(1)
         zeros = zeros_like(params)
@@ -358,7 +355,7 @@ def test_contract(params, make):
         return optax.apply_updates(params, updates), state
 
     params = jax.tree.map(jnp.copy, params)
-    state = jit(transform.init)(params)
+    state = jax.jit(transform.init)(params)
     structure = jax.tree.map(lambda x: (x.shape, x.dtype), (params, state))
     for weight in (0.1, 0.2, 0.3):
         previous = params

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import ONE_DEVICE, compile_quickly, make_run
+from tiny import ONE_DEVICE, make_run
 
 from nvae_jax.errors import ConfigError
 from nvae_jax.evaluation.latents import decode_latents
@@ -16,8 +16,7 @@ from nvae_jax.parallel import make_mesh
 
 
 @pytest.fixture
-def path(tmp_path, monkeypatch):
-    compile_quickly(monkeypatch)
+def path(tmp_path):
     return make_run(tmp_path)
 
 

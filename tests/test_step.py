@@ -22,9 +22,6 @@ from nvae_jax.training.schedules import kl_weight
 from nvae_jax.training.state import TrainState, init_state
 from nvae_jax.training.step import make_train_step, mean_over_parts
 
-# Compilation takes all the time here, so the compiler shall not optimise.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 SMALL = ModelConfig(
     image_shape=(8, 8, 3),
     num_mixtures=2,
@@ -63,7 +60,7 @@ def make_state(config):
 
     variables = jax.tree_util.tree_map_with_path(fill, variable_shapes(config))
     params = variables["params"]
-    opt_state = jit(make_optimizer(TRAINING, EPOCH_STEPS).init)(params)
+    opt_state = jax.jit(make_optimizer(TRAINING, EPOCH_STEPS).init)(params)
     return TrainState(
         jnp.uint32(TRAINING.seed), jnp.int32(0), params, variables["batch_stats"], opt_state, params
     )
@@ -83,7 +80,7 @@ def compiled():
     """The step, and a list with an entry for every time that it was traced."""
     train_step, traces = make_train_step(SMALL, TRAINING, EPOCH_STEPS), []
 
-    @jit
+    @jax.jit
     def step(state, x):
         traces.append(1)
         return train_step(state, x)
@@ -105,7 +102,7 @@ def run(compiled, images):
 
 @pytest.fixture(scope="module")
 def one_group_step():
-    return jit(make_train_step(ONE_GROUP, TRAINING, EPOCH_STEPS))
+    return jax.jit(make_train_step(ONE_GROUP, TRAINING, EPOCH_STEPS))
 
 
 def test_init_state_is_what_the_step_takes(images):
@@ -228,7 +225,7 @@ def test_many_devices_make_the_same_updates_as_one(run, images, monkeypatch, dev
     mesh = make_mesh(jax.devices()[:devices], shards)
     start = jax.tree.map(np.array, make_state(SMALL))
     on_state = state_sharding(mesh, start)
-    step = jit(
+    step = jax.jit(
         make_train_step(SMALL, TRAINING, EPOCH_STEPS, mesh),
         in_shardings=(on_state, batch_sharding(mesh)),
         out_shardings=(on_state, replicated(mesh)),
@@ -264,13 +261,15 @@ def test_parts_of_a_batch_make_the_update_of_their_mean_gradient(images):
     state = make_state(ONE_GROUP)
     mesh = make_mesh(jax.devices()[:2])
     step = make_train_step(config, training, EPOCH_STEPS, mesh)
-    after, metrics = jit(step)(jax.device_put(state, replicated(mesh)), shard_batch(mesh, images))
+    after, metrics = jax.jit(step)(
+        jax.device_put(state, replicated(mesh)), shard_batch(mesh, images)
+    )
     after, metrics = jax.device_get((after, metrics))
 
     beta = kl_weight(0, EPOCH_STEPS * TRAINING.epochs, TRAINING.kl_warmup, TRAINING.kl_constant)
     targets = balance_targets(config, TRAINING.kl_balance)
 
-    @jit
+    @jax.jit
     def part(x, key):
         def loss(params):
             variables = {"params": params, "batch_stats": state.batch_stats}
@@ -289,7 +288,7 @@ def test_parts_of_a_batch_make_the_update_of_their_mean_gradient(images):
     assert metrics["gradient_norm"] == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-5)
     assert distance(after.batch_stats, statistics) < 1e-6
     optimizer = make_optimizer(TRAINING, EPOCH_STEPS)
-    _, opt_state = jit(functools.partial(optimizer.update, regularization=1.0))(
+    _, opt_state = jax.jit(functools.partial(optimizer.update, regularization=1.0))(
         gradient, state.opt_state, state.params
     )
     expected = opt_state["adamax"]

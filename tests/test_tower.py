@@ -17,9 +17,6 @@ from nvae_jax.model import NVAE, ModelConfig, variable_shapes
 from nvae_jax.parallel import make_mesh
 from nvae_jax.training.program import make_program
 
-# Compilation takes all the time here, so the compiler shall not optimise.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 CONFIG = ModelConfig(
     image_shape=(4, 4, 1),
     likelihood="bernoulli",
@@ -54,7 +51,7 @@ def training_pass(**how):
     """Outputs, updated statistics and gradients of a model that runs in a given way."""
     model, variables = NVAE(dataclasses.replace(CONFIG, **how)), random_variables()
 
-    @jit
+    @jax.jit
     @functools.partial(jax.grad, has_aux=True)
     def run(params, batch_stats):
         variables = {"params": params, "batch_stats": batch_stats}
@@ -123,7 +120,7 @@ def test_a_cpu_has_no_other_memory_to_offload_to():
 
 def test_a_fresh_model_has_groups_that_differ():
     model = NVAE(dataclasses.replace(CONFIG, architecture="res_bnswish"))
-    params = jit(lambda key: model.init(key, IMAGES, True)["params"])(jax.random.key(0))
+    params = jax.jit(lambda key: model.init(key, IMAGES, True)["params"])(jax.random.key(0))
     params = flatten_dict(params)
     stacks = [x for path, x in params.items() if path[1] == "scale_0" and path[-1] == "kernel"]
     assert len(stacks) == 2 + 6  # of the encoder's groups and of the decoder's

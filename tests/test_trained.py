@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import ONE_DEVICE, RUN_CONFIG, compile_quickly, make_run
+from tiny import ONE_DEVICE, RUN_CONFIG, make_run
 
 from nvae_jax.errors import ConfigError
 from nvae_jax.evaluation.inputs import SPLITS, read_pixels
@@ -139,7 +139,6 @@ def colour_run(tmp_path_factory):
 
 
 def test_what_needs_no_data_works_without_it(colour_run, tmp_path, monkeypatch):
-    compile_quickly(monkeypatch)
     files = []
     for i in range(2):
         levels = np.random.default_rng(i).integers(0, 256, (300, 260, 3), np.uint8)

@@ -6,7 +6,7 @@ import socket
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import ONE_DEVICE, compile_quickly, make_run
+from tiny import ONE_DEVICE, make_run
 
 from nvae_jax.api import Run
 from nvae_jax.errors import ConfigError
@@ -22,11 +22,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        compile_quickly(patch)
-        path = make_run(tmp_path_factory.mktemp("runs") / "digits")
-        (path / "metrics.jsonl").write_text('{"step": 1, "train/nelbo": 3.0, "train/kl": 1.0}\n')
-        yield Shown(Run(open_run(path, ONE_DEVICE)))
+    path = make_run(tmp_path_factory.mktemp("runs") / "digits")
+    (path / "metrics.jsonl").write_text('{"step": 1, "train/nelbo": 3.0, "train/kl": 1.0}\n')
+    return Shown(Run(open_run(path, ONE_DEVICE)))
 
 
 @pytest.fixture

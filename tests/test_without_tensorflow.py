@@ -10,6 +10,7 @@ import pytest
 import stored
 from PIL import Image
 from tiny import RUN
+from xla import xla_flags
 
 from nvae_jax.data.sources import data_config
 from nvae_jax.errors import ConfigError
@@ -66,7 +67,7 @@ def test_runs_on_arrays_and_folders_do_without_them(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,
-        env={**os.environ, "XLA_FLAGS": ""},  # on one device
+        env={**os.environ, "XLA_FLAGS": xla_flags(1)},
         capture_output=True,
         text=True,
     )

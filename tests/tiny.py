@@ -11,9 +11,8 @@ from nvae_jax.config.training import TrainingConfig
 from nvae_jax.data.loader import steps_per_epoch
 from nvae_jax.data.loading import LoadingConfig
 from nvae_jax.data.sources import data_config
-from nvae_jax.evaluation.trained import TrainedModel
 from nvae_jax.model import ModelConfig, variable_shapes
-from nvae_jax.parallel import make_mesh, replicated
+from nvae_jax.parallel import make_mesh
 from nvae_jax.training.program import make_program
 from nvae_jax.workdir import Workdir
 
@@ -52,6 +51,17 @@ RUN = {
     "training.drift_batches": 0,  # which has a program of its own
 }
 STEPS = 2 * (1500 // 256)
+
+# The same on the arrays of `write_digits`, with as many steps: quicker, and without labels.
+FEW_DIGITS = {"data.binarize": True, "data.border": 2, "training.batch_size": 32}
+
+
+def write_digits(folder):
+    """Writes a few of the digits, 160 for training and 40 for testing, as NumPy arrays."""
+    digits = data_config("digits").open()
+    folder.mkdir()
+    for split, images in (("train", digits.train[:160]), ("test", digits.test[:40])):
+        np.save(folder / f"{split}.npy", images[:, 2:-2, 2:-2])
 
 
 def tiny_run(**changes):
@@ -98,13 +108,3 @@ def make_run(path, config=RUN_CONFIG, /, **data):
     workdir.checkpoints.save(7, state, {"step": 7})
     workdir.checkpoints.close()
     return path
-
-
-def compile_quickly(monkeypatch):
-    """Has evaluation compile without optimisation: compilation takes all the time in tests."""
-
-    def compile_(self, function):
-        options = {"xla_backend_optimization_level": 0}
-        return jax.jit(function, out_shardings=replicated(self.mesh), compiler_options=options)
-
-    monkeypatch.setattr(TrainedModel, "compile", compile_)
