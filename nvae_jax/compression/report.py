@@ -47,8 +47,10 @@ def report(model: TrainedModel, images: Sequence[np.ndarray], made: Compressed) 
         "groups": groups,
         "parts": parts,
         "sum": sum(group["sum"] for group in groups) + sum(parts.values()),
-        "seconds": made.seconds,
-        "network_seconds": made.network_seconds,
+        "seconds": made.spent.total.wall,
+        "network_seconds": made.spent.network.wall,
+        "coder_seconds": made.spent.coder.wall,
+        "processor_seconds": made.spent.total.processor,
     }
 
 
@@ -135,8 +137,10 @@ def lines(result: dict[str, Any]) -> list[str]:
         kinds = ", ".join(f"{kind} {size:,} bytes" for kind, size in sizes.items())
         rows.append(f"{name:>24}: {kinds}")
     rate = result["tiles"] / result["seconds"]
-    share = result["network_seconds"] / result["seconds"]
-    rows.append(f"{rate:.3g} tiles/s, of which the network takes {share:.0%}")
+    network, coder = (
+        result[f"{part}_seconds"] / result["seconds"] for part in ("network", "coder")
+    )
+    rows.append(f"{rate:.3g} tiles/s; the network takes {network:.0%}, the coder {coder:.0%}")
     return rows
 
 
