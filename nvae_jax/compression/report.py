@@ -54,8 +54,10 @@ def report(model: TrainedModel, images: Sequence[np.ndarray], made: Compressed) 
     }
 
 
-def nelbo_bits(model: TrainedModel, images: Sequence[np.ndarray], seed: int = 0) -> float | None:
-    """The NELBO of images by `evaluate`'s own pass, with one draw per image, in bits.
+def nelbo_bits(
+    model: TrainedModel, images: Sequence[np.ndarray], seed: int = 0
+) -> np.ndarray | None:
+    """The NELBO of each image by `evaluate`'s own pass, with one draw per image, in bits; (N,).
 
     None where the images are not those of the model: of another size, or of more bits.
     """
@@ -78,7 +80,7 @@ def nelbo_bits(model: TrainedModel, images: Sequence[np.ndarray], seed: int = 0)
         return likelihood(variables, batch["x"], batch["index"])["sampled_nelbo"]
 
     nats = model.map(nelbo, arrays, 16, "images scored")
-    return float(np.sum(nats, dtype=np.float64)) / math.log(2)
+    return np.asarray(nats, np.float64) / math.log(2)
 
 
 def other_codecs(images: Sequence[np.ndarray]) -> dict[str, dict[str, int]]:
