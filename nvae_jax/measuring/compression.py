@@ -21,7 +21,7 @@ from nvae_jax.errors import require
 from nvae_jax.evaluation.trained import TrainedModel
 from nvae_jax.measuring.results import markdown, new_figure, read_json, save_figure
 
-_ONCE = ("opening", "header", "checks", "word boundary")  # parts of a file that are not the model's
+ONCE = ("opening", "header", "checks", "word boundary")  # parts of a file that are not the model's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Record:
     @property
     def once(self) -> float:
         """The part of `overhead` that the opening, the header and the checks are."""
-        return (sum(self.bits.get(name, 0) for name in _ONCE) - self.opening_nelbo) / self.nelbo
+        return (sum(self.bits.get(name, 0) for name in ONCE) - self.opening_nelbo) / self.nelbo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +228,7 @@ def _parts(record: Record) -> list[str]:
             (f"latents of group {group}", bits[f"latents {group}"]),
             ("… gained back", bits[f"drawn {group}"]),
         ]
-    rows += [(name, bits[name]) for name in ("pixels", "low bits", *_ONCE) if bits.get(name)]
+    rows += [(name, bits[name]) for name in ("pixels", "low bits", *ONCE) if bits.get(name)]
     rows.append(("**all**", sum(count for _, count in rows)))
     rows.append(("**the file**", total))
     cells = [[name, f"{count:,.0f}", f"{count / total:.2%}"] for name, count in rows]
@@ -263,10 +263,12 @@ def draw_overhead(measured: Sequence[Measured], path: str) -> None:
             once = [100 * record.once for record in records]
             (line,) = axes.plot(lengths, total, marker="o", label=f"batch of {batch_size}")
             axes.plot(lengths, once, linestyle=":", color=line.get_color())
-        axes.axhline(2, color="grey", linewidth=0.8)
+        axes.axhline(0, color="grey", linewidth=0.8)
         axes.set(xscale="log", xlabel="images in the stream", title=one.name)
+        axes.set_yscale("symlog", linthresh=1)
         axes.set(ylabel="file beyond the NELBO, %")
         axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.plot([], [], linestyle=":", color="black", label="opening, header, checks")
         axes.legend(fontsize="small")
     save_figure(figure, path)
