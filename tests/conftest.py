@@ -33,6 +33,7 @@ SLOW = {
     "test_codes",
     "test_comparison",
     "test_codec",
+    "test_compress",
     "test_compression",
     "test_configs_on_data",
     "test_convolution",

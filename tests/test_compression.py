@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nvae_jax.compression import container, tiles
 from nvae_jax.compression.coder import ExhaustedError, MismatchError, Stack
-from nvae_jax.compression.latents import LEVELS, NONE, LatentBins, choose_levels
+from nvae_jax.compression.latents import NONE, PRECISIONS, LatentBins, choose_precisions
 from nvae_jax.compression.opening import compress_opening, decompress_opening
 from nvae_jax.compression.pixels import BernoulliPixels, MixturePixels, pop_pixels, push_pixels
 from nvae_jax.errors import ConfigError
@@ -92,17 +92,18 @@ def test_every_level_can_be_coded_however_unlikely():
 
 @quickly(max_examples=25)
 @given(
-    seed=st.integers(0, 2**32 - 1), levels=st.lists(st.sampled_from(LEVELS), min_size=1, max_size=5)
+    seed=st.integers(0, 2**32 - 1),
+    precisions=st.lists(st.sampled_from(PRECISIONS), min_size=1, max_size=5),
 )
-def test_latents_come_back_and_the_stack_is_what_it_was(seed, levels):
+def test_latents_come_back_and_the_stack_is_what_it_was(seed, precisions):
     rng = np.random.default_rng(seed)
-    bins = LatentBins(np.asarray(levels))
-    shape = (2, 3, 2, len(levels))
+    bins = LatentBins(np.asarray(precisions))
+    shape = (2, 3, 2, len(precisions))
     offset, ratio = 3 * rng.normal(size=shape), np.exp(2 * rng.normal(size=shape))
     stack = random_stack()
     before = stack.words()
     n = bins.draw(stack, offset, ratio)
-    assert (n[..., np.asarray(levels) == NONE] == 0).all()
+    assert (n[..., np.asarray(precisions) == NONE] == 0).all()
     between = stack.words()
     bins.push(stack, n)
     np.testing.assert_array_equal(bins.pop(stack, shape), n)
@@ -157,14 +158,14 @@ def test_what_is_no_flow_has_no_inverse():
         bins.unflow(0 * one.astype(int), lambda z: 1.0 - 2.0 * z, 0 * one, one)
 
 
-def test_levels_grow_with_what_depends_on_them():
-    assert choose_levels(np.zeros(2), 1000, 1, 0).tolist() == [NONE, NONE]
-    by_sensitivity = choose_levels(np.asarray([1e-3, 1.0, 1e3]), 1000, 1, 0)
+def test_precisions_grow_with_what_depends_on_them():
+    assert choose_precisions(np.zeros(2), 1000, 1, 0).tolist() == [NONE, NONE]
+    by_sensitivity = choose_precisions(np.asarray([1e-3, 1.0, 1e3]), 1000, 1, 0)
     assert (np.diff(by_sensitivity) > 0).all()
-    assert choose_levels(np.asarray([1.0]), 10**6, 1, 0) > choose_levels(
+    assert choose_precisions(np.asarray([1.0]), 10**6, 1, 0) > choose_precisions(
         np.asarray([1.0]), 10, 1, 0
     )
-    assert choose_levels(np.asarray([1.0]), 1000, 64, 0) < choose_levels(
+    assert choose_precisions(np.asarray([1.0]), 1000, 64, 0) < choose_precisions(
         np.asarray([1.0]), 1000, 1, 0
     )
 
@@ -206,7 +207,7 @@ def a_container():
     words = np.arange(5, dtype=np.uint32)
     stream = container.Stream(2, 1, 7, words)
     return container.Container(
-        {"model": "a"}, {"batch_size": 1}, ["0-3"], [[3, 4, 5], [1, 6, 7]], words[:2], [stream] * 2
+        {"model": "a"}, {"batch_size": 1}, ["0-3"], [(4, 5)] * 3 + [(6, 7)], words[:2], [stream] * 2
     )
 
 
@@ -214,7 +215,7 @@ def test_containers_come_back():
     made = a_container()
     read = container.read(container.write(made), "f.nvae")
     assert (read.made_with, read.coding, read.names) == (made.made_with, made.coding, made.names)
-    assert read.image_shapes == [(4, 5)] * 3 + [(6, 7)]
+    assert read.shapes == made.shapes
     np.testing.assert_array_equal(read.check_words, made.check_words)
     assert [s.images for s in read.streams] == [2, 2]
     np.testing.assert_array_equal(read.streams[1].words, made.streams[1].words)

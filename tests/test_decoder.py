@@ -1,46 +1,24 @@
 """Latents that are read out of the top-down tower and given back to it."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import SMALL, random_noise, random_variables
 
-from nvae_jax.model import NVAE, ModelConfig, variable_shapes
+from nvae_jax.model import NVAE
 
-CONFIG = ModelConfig(
-    image_shape=(8, 4, 1),
-    likelihood="bernoulli",
-    num_scales=2,
-    num_groups=2,
-    num_latents=2,
-    encoder_channels=4,
-    decoder_channels=4,
-    num_blocks=0,
-    encoder_cells=1,
-    decoder_cells=1,
-    architecture="res_bnswish",
-    squeeze_excite=False,
-    num_flows=1,
-    unroll=False,
-)
+CONFIG = dataclasses.replace(SMALL, unroll=False)
 MODEL = NVAE(CONFIG)
 BATCH = 3
-RNG = np.random.default_rng(0)
-VARIABLES = jax.tree_util.tree_map_with_path(
-    lambda path, x: np.float32(
-        RNG.uniform(-0.5, 0.5, x.shape) + (path[-1].key in ("scale", "var"))
-    ),
-    variable_shapes(CONFIG),
-)
+VARIABLES = random_variables(CONFIG)
+RNG = np.random.default_rng(1)
 IMAGES = np.float32(RNG.uniform(size=(BATCH, *CONFIG.image_shape)))
 
-
-def random_noise():
-    return [jnp.float32(RNG.normal(size=(BATCH, *s))) for s in CONFIG.latent_shapes]
-
-
+noise_of_a_batch = functools.partial(random_noise, CONFIG, BATCH, RNG)
 encode = jax.jit(functools.partial(MODEL.apply, VARIABLES, method="encode"))
 decode = jax.jit(functools.partial(MODEL.apply, VARIABLES, method="decode"))
 run = jax.jit(lambda x, noise: MODEL.apply(VARIABLES, x, False, noise).logits)
@@ -54,7 +32,7 @@ def close(actual, expected):
 
 
 def test_latents_of_an_image_give_the_image_of_the_forward_pass():
-    noise = random_noise()
+    noise = noise_of_a_batch()
     latents, logits = encode(IMAGES, noise), run(IMAGES, noise)
     assert [z.shape[1:] for z in latents.values] == list(CONFIG.latent_shapes)
     close(decode(latents.values), logits)
@@ -63,7 +41,7 @@ def test_latents_of_an_image_give_the_image_of_the_forward_pass():
 
 @pytest.mark.parametrize("given", [[True, False, False, False], [True, True, False, True]])
 def test_groups_that_are_not_given_are_the_priors(given):
-    latents, noise = encode(IMAGES, random_noise()), random_noise()
+    latents, noise = encode(IMAGES, noise_of_a_batch()), noise_of_a_batch()
     logits = decode(latents.values, jnp.asarray(given), 1.0, noise)
     # The same by the prior alone: the given groups' draws are those under the prior at the latents
     # above them, which a first pass finds where the latents above are not the image's.
@@ -92,6 +70,6 @@ def test_a_key_an_image_leaves_the_rest_of_the_batch_out():
 
 def test_other_shapes_are_refused():
     with pytest.raises(ValueError, match=r"latents has shapes .*; expected, top-down: \[\(3, 4, 2"):
-        decode(random_noise()[::-1])
+        decode(noise_of_a_batch()[::-1])
     with pytest.raises(ValueError, match=r"noise has \(2,\) keys; expected: \(3,\)"):
         encode(IMAGES, jax.random.split(jax.random.key(0), 2))

@@ -6,26 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import random_variables
+from tiny import SMALL, random_noise, random_variables
 
-from nvae_jax.model import NVAE, ModelConfig, steps
+from nvae_jax.model import NVAE, steps
 from nvae_jax.model.convolution import Conv
 from nvae_jax.model.distributions import image_distribution
 from nvae_jax.model.folding import fold
 
-CONFIG = ModelConfig(
-    image_shape=(8, 8, 1),
-    likelihood="bernoulli",
-    num_scales=2,
-    num_groups=2,
-    num_latents=2,
-    encoder_channels=4,
-    decoder_channels=4,
+CONFIG = dataclasses.replace(
+    SMALL,
     num_blocks=1,
-    encoder_cells=1,
-    decoder_cells=1,
     preprocess_cells=1,
     postprocess_cells=1,
+    architecture="res_mbconv",
+    squeeze_excite=True,
+    num_flows=0,
 )
 CONFIGS = {
     "flows": {"num_flows": 1, "adaptive_groups": True},
@@ -40,7 +35,7 @@ def test_steps_are_the_passes_of_the_whole_model(changes):
     variables = random_variables(config)
     rng = np.random.default_rng(1)
     x = jnp.float32(rng.uniform(size=(2, *config.image_shape)))
-    noise = [jnp.float32(rng.normal(size=(2, *shape))) for shape in config.latent_shapes]
+    noise = random_noise(config, 2, rng)
 
     @jax.jit
     def whole(x):

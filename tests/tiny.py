@@ -82,6 +82,23 @@ def run_program(run, mesh):
 RUN_CONFIG = dataclasses.replace(CONFIG, num_scales=2, num_blocks=2, squeeze_excite=False)
 ONE_DEVICE = make_mesh(jax.devices()[:1])
 
+# The smallest with everything between two groups: a change of scale, and flows.
+SMALL = ModelConfig(
+    image_shape=(8, 4, 1),
+    likelihood="bernoulli",
+    num_scales=2,
+    num_groups=2,
+    num_latents=2,
+    encoder_channels=4,
+    decoder_channels=4,
+    num_blocks=0,
+    encoder_cells=1,
+    decoder_cells=1,
+    architecture="res_bnswish",
+    squeeze_excite=False,
+    num_flows=1,
+)
+
 
 def random_variables(config):
     """Parameters and statistics in no special state."""
@@ -92,6 +109,11 @@ def random_variables(config):
         return np.float32(rng.uniform(centre - 0.5, centre + 0.5, shape.shape))
 
     return jax.tree_util.tree_map_with_path(draw, variable_shapes(config))
+
+
+def random_noise(config, number, rng):
+    """What the latents of `number` images are drawn with: (number, h, w, Z) for each group."""
+    return [np.float32(rng.normal(size=(number, *shape))) for shape in config.latent_shapes]
 
 
 def make_run(path, config=RUN_CONFIG, /, **data):

@@ -13,8 +13,9 @@ neighbours; Kingma et al., ICML 2019.)
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from nvae_jax.compression.coder import Stack
 from nvae_jax.compression.latents import LatentBins
 from nvae_jax.compression.network import Belief, Network
 from nvae_jax.compression.pixels import pop_pixels, push_pixels
+from nvae_jax.compression.spent import Seconds
 from nvae_jax.compression.tiles import completed
 
 
@@ -30,8 +32,9 @@ class BatchCoder:
 
     Args:
       network: the model.
-      levels: (Z,) of each group, see `latents`.
+      precisions: (Z,) of each group, see `latents`.
       low_bits: bits of a level below those that the model codes, which are stored as they are.
+      spent: is told the time of pushing and popping.
 
     Attributes:
       tile_shape: (h, w, C).
@@ -41,12 +44,14 @@ class BatchCoder:
         `latents 0`, …, `pixels` and `low bits`.
     """
 
-    def __init__(self, network: Network, levels: list[np.ndarray], low_bits: int):
-        self._network, self._low_bits = network, low_bits
+    def __init__(
+        self, network: Network, precisions: Sequence[np.ndarray], low_bits: int, spent: Seconds
+    ):
+        self._network, self._low_bits, self._spent = network, low_bits, spent
         self.tile_shape = network.config.image.inner_shape
         self.batch_size = network.batch_size
-        self._bins = [LatentBins(np.asarray(group)) for group in levels]
-        self._cells = [network.flow_cells(g) for g in range(len(levels))]
+        self._bins = [LatentBins(np.asarray(group)) for group in precisions]
+        self._cells = [network.flow_cells(g) for g in range(len(precisions))]
         self.entropy = sum(
             float(np.prod(shape[:2])) * bins.entropy
             for shape, bins in zip(network.config.latent_shapes, self._bins, strict=True)
@@ -98,13 +103,15 @@ class BatchCoder:
         h, prior = network.start()
         seen = []
         for g, bins in enumerate(self._bins):
-            n = bins.pop(stack, (count, *prior.mean.shape[1:]))
+            with self._spent.counted():
+                n = bins.pop(stack, (count, *prior.mean.shape[1:]))
             seen.append((h, prior, n))
             z = bins.values(self._filled(n), prior.mean, prior.sigma)
             if g + 1 < len(self._bins):
                 h, prior = network.advance(g, h, z)
         pixels = network.image(h, z)(self._filled(mask))
-        popped = pop_pixels(stack, pixels, int(mask.sum()))
+        with self._spent.counted():
+            popped = pop_pixels(stack, pixels, int(mask.sum()))
         levels = np.zeros((*mask.shape, len(popped)), np.uint8)
         levels[mask] = popped.T
         tiles = levels << self._low_bits
@@ -121,7 +128,8 @@ class BatchCoder:
             parts.append((self._back_through_flows(g, n, prior), posterior))
         for g in reversed(range(len(parts))):
             n, posterior = parts[g]
-            self._bins[g].undraw(stack, n, *_relative(seen[g][1], posterior, count))
+            with self._spent.counted():
+                self._bins[g].undraw(stack, n, *_relative(seen[g][1], posterior, count))
         return tiles
 
     def _through_flows(self, group: int, n: np.ndarray, prior: Belief) -> np.ndarray:
@@ -142,21 +150,13 @@ class BatchCoder:
         missing = self._network.batch_size - len(rows)
         return np.pad(rows, ((0, missing), *[(0, 0)] * (rows.ndim - 1)))
 
-    def _noted(self, stack: Stack, name: str) -> _Note:
-        return _Note(self.ledger, stack, name)
-
-
-class _Note:
-    """Around what is pushed or popped: notes its bits."""
-
-    def __init__(self, ledger: Counter[str], stack: Stack, name: str):
-        self._ledger, self._stack, self._name = ledger, stack, name
-
-    def __enter__(self) -> None:
-        self._before = self._stack.bits
-
-    def __exit__(self, *_: object) -> None:
-        self._ledger[self._name] += self._stack.bits - self._before
+    @contextlib.contextmanager
+    def _noted(self, stack: Stack, name: str) -> Iterator[None]:
+        """Around what is pushed or popped: notes its bits, and the time."""
+        before = stack.bits
+        with self._spent.counted():
+            yield
+        self.ledger[name] += stack.bits - before
 
 
 def _head(prior: Belief, count: int) -> tuple[np.ndarray, np.ndarray]:

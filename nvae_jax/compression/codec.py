@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-import math
-import platform
-import time
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any
 
-import jax
-import jaxlib
 import numpy as np
 
 from nvae_jax.compression import container, tiles
 from nvae_jax.compression.batch import BatchCoder
-from nvae_jax.compression.coder import MismatchError, library
+from nvae_jax.compression.bit_depth import check_images, image_of, levels_of, model_bits
+from nvae_jax.compression.checks import check_runs, check_word
+from nvae_jax.compression.coder import MismatchError
 from nvae_jax.compression.container import Container, Stream
-from nvae_jax.compression.network import Network, levels_bits, model_hash
-from nvae_jax.compression.stream import decode_stream, encode_stream, sensible_levels
+from nvae_jax.compression.network import Network
+from nvae_jax.compression.origin import differences, made_with, network_of
+from nvae_jax.compression.spent import Spent
+from nvae_jax.compression.stream import best_precisions, decode_stream, encode_stream
 from nvae_jax.errors import ConfigError, require
 from nvae_jax.evaluation.trained import TrainedModel
-from nvae_jax.image_spec import LARGEST_SIDE
-from nvae_jax.model import VAEConfig
 
-CHECKED_BYTES = 1024  # images below this size, as they are stored raw, share a check
 LARGEST_BATCH = 1024
 
 Done = Callable[[int, int], None]  # is told how many tiles of how many are done
@@ -42,16 +37,14 @@ class Compressed:
       bits: by what they are; they sum to 8 · len(content).
       tiles: how many there are in all.
       opening: how many of them the simple codec has coded.
-      seconds: in all, without compiling.
-      network_seconds: of these, in the network.
+      spent: the time that it took.
     """
 
     content: bytes
     bits: Counter[str]
     tiles: int
     opening: int
-    seconds: float
-    network_seconds: float
+    spent: Spent
 
 
 def compress(
@@ -80,57 +73,56 @@ def compress(
     require("batch_size", batch_size, 1 <= batch_size <= LARGEST_BATCH, f"1 to {LARGEST_BATCH}")
     whole = stream_images is None or stream_images >= 1
     require("stream_images", stream_images, whole, "1 or more")
-    _check_images(model.config, images)
+    check_images(model.config, images)
     network = Network(model, batch_size)
-    made_with = _made_with(model, network)  # which compiles all that is needed
-    started, network.seconds = time.monotonic(), 0.0
-    bits = levels_bits(model.config)
-    images = [image >> 7 for image in images] if _is_binary(model.config) else images
-    low_bits = 0 if _is_binary(model.config) else 8 - bits
-    if low_bits and not any((image & ((1 << low_bits) - 1)).any() for image in images):
-        images, low_bits = [image >> low_bits for image in images], 0
+    made = made_with(model, network)  # which compiles all that is needed
+    spent = Spent()
+    network.spent = spent.network
+    with spent.total.counted():
+        levels, low_bits = levels_of(model.config, images)
+        bits = model_bits(model.config) + low_bits
+        tile = model.config.image.inner_shape[:2]
+        shapes = [image.shape[:2] for image in images]
+        total = sum(tiles.number(shape, tile) for shape in shapes)
+        length = min(stream_images or len(images), len(images))
+        sample = _some_tiles(levels, tile) >> low_bits
+        precisions = best_precisions(network, sample, total * length / len(images))
+        coder = BatchCoder(network, precisions, low_bits, spent.coder)
+        streams, check_words, ledger, before = [], [], Counter[str](), 0
+        for first in range(0, len(images), length):
+            part, of_part = levels[first : first + length], shapes[first : first + length]
+            mask = tiles.masks(of_part, tile)
 
-    tile = model.config.image.inner_shape[:2]
-    total = sum(len(tiles.grid(image.shape[:2], tile)) for image in images)
-    in_stream = total * min(stream_images or len(images), len(images)) / len(images)
-    levels = sensible_levels(network, _some_tiles(images, tile) >> low_bits, in_stream)
-    coder = BatchCoder(network, levels, low_bits)
-    streams, ledger, before = [], Counter[str](), 0
-    for some in _streams(len(images), stream_images):
-        parts = np.concatenate([tiles.split(image, tile) for image in images[some]])
-        mask = _masks([image.shape[:2] for image in images[some]], tile)
+            def progress(number: int, before: int = before) -> None:
+                done(before + number, total)
 
-        def progress(number: int, before: int = before) -> None:
-            done(before + number, total)
-
-        count = some.stop - some.start
-        stream, part = encode_stream(coder, count, parts, mask, bits + low_bits, progress)
-        before += len(mask)
-        streams.append(stream)
-        ledger.update(part)
-    shapes = [image.shape[:2] for image in images]
-    checks = [
-        _check(images[run]) for run in _check_runs(shapes, model.config, bits + low_bits, streams)
-    ]
-    content = container.write(
-        Container(
-            made_with=made_with,
-            coding={
-                "batch_size": batch_size,
-                "low_bits": low_bits,
-                "levels": ["".join(f"{level + 1:x}" for level in group) for group in levels],
-            },
-            names=list(names) if names is not None else [f"image:0-{len(images) - 1}"],
-            shapes=_runs_of_shapes(shapes),
-            check_words=np.asarray(checks, np.uint32),
-            streams=streams,
+            parts = np.concatenate([tiles.split(image, tile) for image in part])
+            stream, stream_ledger = encode_stream(coder, len(part), parts, mask, bits, progress)
+            before += len(mask)
+            streams.append(stream)
+            ledger.update(stream_ledger)
+            runs = check_runs(of_part, bits * coder.tile_shape[-1])
+            check_words += [check_word(part[run]) for run in runs]
+        content = container.write(
+            Container(
+                made_with=made,
+                coding={
+                    "batch_size": batch_size,
+                    "low_bits": low_bits,
+                    "levels": ["".join(f"{p + 1:x}" for p in group) for group in precisions],
+                },
+                names=list(names) if names is not None else [f"image:0-{len(images) - 1}"],
+                shapes=shapes,
+                check_words=np.asarray(check_words, np.uint32),
+                streams=streams,
+            )
         )
+    ledger["checks"] = 32 * len(check_words)
+    ledger["header"] = (
+        8 * len(content) - ledger["checks"] - sum(32 * len(stream.words) for stream in streams)
     )
-    ledger["header"] = 8 * len(content) - 32 * len(checks) - sum(32 * len(s.words) for s in streams)
-    ledger["checks"] = 32 * len(checks)
     opening = sum(stream.opening for stream in streams)
-    seconds = time.monotonic() - started
-    return Compressed(content, ledger, total, opening, seconds, network.seconds)
+    return Compressed(content, ledger, total, opening, spent)
 
 
 def decompress(
@@ -139,6 +131,7 @@ def decompress(
     chosen: Sequence[int] | None = None,
     field: str = "the file",
     done: Done = lambda number, of: None,
+    spent: Spent | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Decompresses images; each is yielded only after its check.
 
@@ -149,6 +142,7 @@ def decompress(
         all.
       field: what to call the file in messages.
       done: is told how far the work is.
+      spent: is told the time that it takes, in which is the time of whoever iterates.
 
     Yields: the number of an image, and the image, (H, W, C) uint8.
 
@@ -157,163 +151,67 @@ def decompress(
         than the one that compressed them.
     """
     packed = container.read(content, field)
-    shapes = packed.image_shapes
-    wanted = set(range(len(shapes)) if chosen is None else chosen)
+    shapes = packed.shapes
+    wanted = sorted(set(range(len(shapes)) if chosen is None else chosen))
     inside = all(0 <= number < len(shapes) for number in wanted)
-    require("the images", sorted(wanted), inside, f"0 to {len(shapes) - 1}")
-    network = _network(model, packed, field)
-    levels = [np.asarray([int(c, 16) - 1 for c in group]) for group in packed.coding["levels"]]
+    require("the images", wanted, inside, f"0 to {len(shapes) - 1}")
+    network = network_of(model, packed, field)
+    spent = spent or Spent()
+    network.spent = spent.network
     low_bits = packed.coding["low_bits"]
-    bits = levels_bits(model.config) + low_bits
-    coder = BatchCoder(network, levels, low_bits)
-    tile = model.config.image.inner_shape[:2]
-    runs = _check_runs(shapes, model.config, bits, packed.streams)
-    first = before = 0
-    total = sum(len(tiles.grid(shape, tile)) for shape in shapes)
-    for stream in packed.streams:
-        of_stream = shapes[first : first + stream.images]
-        mask = _masks(of_stream, tile)
-        last = max((n - first for n in wanted if first <= n < first + stream.images), default=-1)
-        if last >= 0:
-            source = decode_stream(coder, stream, mask, bits)
-            try:
-                for number, run in enumerate(runs):
-                    if not first <= run.start <= first + last:
-                        continue
-                    some = []
-                    for shape in shapes[run]:
-                        count = len(tiles.grid(shape, tile))
-                        some.append(tiles.join(np.stack([*islice(source, count)]), *shape))
-                        before += count
-                    done(before, total)
-                    if _check(some) != packed.check_words[number]:
-                        raise MismatchError("a check failed")
-                    for i, image in enumerate(some, run.start):
-                        if i in wanted:
-                            yield i, _as_given(model.config, image, 8 - bits)
-            except (MismatchError, FloatingPointError) as error:
-                differences = _differences(model, network, packed)
-                raise ConfigError(
-                    f"images {run.start} to {run.stop - 1} of {field} cannot be decoded here "
-                    f"({error}); allowed: what it was made with{differences}"
-                ) from error
-        first += stream.images
+    precisions = [np.asarray([int(p, 16) - 1 for p in group]) for group in packed.coding["levels"]]
+    coder = BatchCoder(network, precisions, low_bits, spent.coder)
+    bits = model_bits(model.config) + low_bits
+    total = sum(tiles.number(shape, coder.tile_shape[:2]) for shape in shapes)
+    first = first_check = decoded = 0
+    with spent.total.counted():
+        for stream in packed.streams:
+            of_stream = shapes[first : first + stream.images]
+            runs = check_runs(of_stream, bits * coder.tile_shape[-1])
+            words = packed.check_words[first_check : first_check + len(runs)]
+            begin, end = (bisect.bisect_left(wanted, n) for n in (first, first + stream.images))
+            here = set(wanted[begin:end])
+            number, last = first, max(here, default=-1)
+            source = _images(coder, stream, of_stream, runs, words, bits)
+            while number <= last:
+                try:
+                    images = next(source)
+                except (MismatchError, FloatingPointError) as error:
+                    raise ConfigError(
+                        f"image {number} of {field} and those after it cannot be decoded here "
+                        f"({error}); allowed: what it was made with"
+                        f"{differences(model, network, packed)}"
+                    ) from error
+                for image in images:
+                    if number in here:
+                        yield number, image_of(model.config, image, low_bits)
+                    decoded += tiles.number(image.shape[:2], coder.tile_shape[:2])
+                    number += 1
+                done(decoded, total)
+            first, first_check = first + stream.images, first_check + len(runs)
 
 
-def _network(model: TrainedModel, packed: Container, field: str) -> Network:
-    """The network that a file was made with, if it is this one."""
-    made = packed.made_with
-    here = model_hash(model)
-    require(f"the model of {field}", made["model"], made["model"] == here, f"the run's, {here}")
-    network = Network(model, packed.coding["batch_size"])
-    if network.fingerprint() != made["fingerprint"]:
-        raise ConfigError(
-            f"{field} cannot be decoded here: the network computes other numbers; allowed: what it "
-            f"was made with{_differences(model, network, packed)}"
-        )
-    return network
-
-
-def _differences(model: TrainedModel, network: Network, packed: Container) -> str:
-    here = _made_with(model, network)
-    differ = [
-        f"{name} {value} (here {here.get(name)})"
-        for name, value in packed.made_with.items()
-        if name != "fingerprint" and value != here.get(name)
-    ]
-    return f": {', '.join(differ)}" if differ else ", of which all that is written down is the same"
-
-
-def _made_with(model: TrainedModel, network: Network) -> dict[str, Any]:
-    """What the numbers of a network depend on."""
-    return {
-        "model": model_hash(model),
-        "fingerprint": network.fingerprint(),
-        "dtype": model.config.dtype,
-        "device": network.device.device_kind,
-        "machine": platform.machine(),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.version.__version__,
-        "numpy": np.__version__,
-        "constriction": _version_of_library(),
-    }
-
-
-def _version_of_library() -> str:
-    from importlib.metadata import version
-
-    return version(library().__name__)
-
-
-def _check_images(config: VAEConfig, images: Sequence[np.ndarray]) -> None:
-    require("images", len(images), len(images) > 0, "1 or more")
-    channels = config.image_shape[-1]
-    for number, image in enumerate(images):
-        name = f"image {number}"
-        shaped = image.ndim == 3 and image.shape[-1] == channels and image.dtype == np.uint8
-        shaped = shaped and min(image.shape) > 0 and max(image.shape) <= LARGEST_SIDE
-        what = (*image.shape, str(image.dtype))
-        sides = f"sides of 1 to {LARGEST_SIDE} pixels and {channels} channels of uint8"
-        require(name, what, shaped, sides)
-        if _is_binary(config):
-            levels = np.unique(image)
-            allowed = "0 and 255: the model's images are binary"
-            require(f"the levels of {name}", levels[:4].tolist(), set(levels) <= {0, 255}, allowed)
-
-
-def _is_binary(config: VAEConfig) -> bool:
-    return config.likelihood == "bernoulli"
-
-
-def _as_given(config: VAEConfig, levels: np.ndarray, missing_bits: int) -> np.ndarray:
-    return levels * np.uint8(255) if _is_binary(config) else levels << missing_bits
+def _images(
+    coder: BatchCoder,
+    stream: Stream,
+    shapes: Sequence[tuple[int, int]],
+    runs: Sequence[slice],
+    check_words: np.ndarray,
+    bits: int,
+) -> Iterator[list[np.ndarray]]:
+    """The levels (H, W, C) of a stream's images, a checked run at a time."""
+    tile = coder.tile_shape[:2]
+    parts = decode_stream(coder, stream, tiles.masks(shapes, tile), bits)
+    for run, word in zip(runs, check_words, strict=True):
+        images = [
+            tiles.join(np.stack([*islice(parts, tiles.number(shape, tile))]), *shape)
+            for shape in shapes[run]
+        ]
+        if check_word(images) != word:
+            raise MismatchError("a check failed")
+        yield images
 
 
 def _some_tiles(images: Sequence[np.ndarray], tile: tuple[int, int]) -> np.ndarray:
     places = np.unique(np.linspace(0, len(images) - 1, 64).round().astype(int))
     return np.concatenate([tiles.split(images[i], tile)[:64] for i in places])
-
-
-def _streams(images: int, length: int | None) -> list[slice]:
-    length = length or images
-    return [slice(first, min(first + length, images)) for first in range(0, images, length)]
-
-
-def _masks(shapes: Sequence[tuple[int, int]], tile: tuple[int, int]) -> np.ndarray:
-    """What is coded of the tiles of images, (N, h, w) bool."""
-    sizes = np.asarray([size for shape in shapes for size in tiles.grid(shape, tile)])
-    rows, columns = (np.arange(length) for length in tile)
-    return (rows[:, None] < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])
-
-
-def _check(images: Sequence[np.ndarray]) -> int:
-    check = 0
-    for image in images:
-        check = zlib.crc32(image.tobytes(), check)
-    return check
-
-
-def _check_runs(
-    shapes: Sequence[tuple[int, int]], config: VAEConfig, bits: int, streams: Sequence[Stream]
-) -> list[slice]:
-    """Consecutive images of one stream that share a check: as many as make up CHECKED_BYTES."""
-    runs, first = [], 0
-    for stream in streams:
-        stop, start, size = first + stream.images, first, 0.0
-        for number in range(first, stop):
-            size += math.prod(shapes[number]) * config.image_shape[-1] * bits / 8
-            if size >= CHECKED_BYTES or number == stop - 1:
-                runs.append(slice(start, number + 1))
-                start, size = number + 1, 0.0
-        first = stop
-    return runs
-
-
-def _runs_of_shapes(shapes: Sequence[tuple[int, int]]) -> list[list[int]]:
-    runs: list[list[int]] = []
-    for height, width in shapes:
-        if runs and runs[-1][1:] == [height, width]:
-            runs[-1][0] += 1
-        else:
-            runs.append([1, height, width])
-    return runs

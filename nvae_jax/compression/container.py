@@ -21,6 +21,7 @@ import dataclasses
 import json
 import struct
 import zlib
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class Container:
       made_with: what has to be the same to decode it: the model's hash, versions, device, ….
       coding: how the model codes: the levels of the latents, the batch, ….
       names: of the images; `test:0-99` names a hundred.
-      shapes: [number, height, width] of consecutive images of one size.
+      shapes: (height, width) of every image.
       check_words: (N,) uint32.
       streams: the streams.
     """
@@ -65,14 +66,9 @@ class Container:
     made_with: dict[str, Any]
     coding: dict[str, Any]
     names: list[str]
-    shapes: list[list[int]]
+    shapes: list[tuple[int, int]]
     check_words: np.ndarray
     streams: list[Stream]
-
-    @property
-    def image_shapes(self) -> list[tuple[int, int]]:
-        """(height, width) of every image."""
-        return [(height, width) for count, height, width in self.shapes for _ in range(count)]
 
 
 def write(container: Container) -> bytes:
@@ -83,7 +79,7 @@ def write(container: Container) -> bytes:
         "made_with": container.made_with,
         "coding": container.coding,
         "names": container.names,
-        "shapes": container.shapes,
+        "shapes": [[len([*same]), *shape] for shape, same in groupby(container.shapes)],
         "checks": [len(container.check_words), zlib.crc32(checks)],
         "streams": [
             [s.images, s.opening, s.opening_bytes, len(s.words), zlib.crc32(content)]
@@ -137,8 +133,9 @@ def read(content: bytes, field: str) -> Container:
         Stream(images, opening, size, part)
         for (images, opening, size, _, _), part in zip(header["streams"], words[1:], strict=True)
     ]
+    shapes = [(height, width) for count, height, width in header["shapes"] for _ in range(count)]
     return Container(
-        header["made_with"], header["coding"], header["names"], header["shapes"], words[0], streams
+        header["made_with"], header["coding"], header["names"], shapes, words[0], streams
     )
 
 

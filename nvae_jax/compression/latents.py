@@ -5,9 +5,9 @@ those of the prior, so posterior draws are coded in the same ones, and they foll
 wherever the groups above have put it, as HiLLoC's do (Townsend et al., ICLR 2020). HiLLoC's have
 equal mass. At equal width the tails cost less, and a shift by a flow is a bijection of the bins.
 
-The level j is chosen for each latent channel: a posterior that is narrow against its prior needs
-fine bins, but every bit of fineness has to be on the stack before the first image. Channels of the
-level `NONE` have a single bin, the prior's mean, and cost nothing.
+The precision j is chosen for each latent channel: a posterior that is narrow against its prior
+needs fine bins, but every bit of precision has to be on the stack before the first image. Channels
+of the precision `NONE` have a single bin, the prior's mean, and cost nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from nvae_jax.compression.coder import SPARE_BITS, ExhaustedError, MismatchError, Stack
 
 NONE = -1
-LEVELS = (NONE, 0, 1, 2, 3, 4, 5, 6, 7, 8)
+PRECISIONS = (NONE, 0, 1, 2, 3, 4, 5, 6, 7, 8)
 _RADIUS = 8  # prior sigmas on both sides that have bins
 _NORMAL_ENTROPY = 0.5 * np.log2(2 * np.pi * np.e)  # bits of a standard Normal in bins of width 1
 
@@ -30,8 +30,8 @@ _DEARER = 0.3
 Shift = Callable[[np.ndarray], np.ndarray]  # from latents z to what a flow cell takes away
 
 
-def choose_levels(sensitivity: np.ndarray, images: float, batch: int, cells: int) -> np.ndarray:
-    """The levels with which a stream becomes shortest.
+def choose_precisions(sensitivity: np.ndarray, images: float, batch: int, cells: int) -> np.ndarray:
+    """The precisions with which a stream becomes shortest.
 
     Bins add noise to the latents, of variance 4^-j/12 on the prior's scale, once more for each flow
     cell. An image costs half of it times `sensitivity` nats more. (At an optimum of the ELBO, the
@@ -46,29 +46,31 @@ def choose_levels(sensitivity: np.ndarray, images: float, batch: int, cells: int
 
     Returns: (…, Z) int8.
     """
-    levels = np.asarray(LEVELS)
-    noise = np.where(levels == NONE, 1.0, (1 + cells) * 4.0**-levels / 12)
-    bits = np.where(levels == NONE, 0.0, levels + _NORMAL_ENTROPY)
+    precisions = np.asarray(PRECISIONS)
+    used = precisions != NONE
+    noise = np.where(used, (1 + cells) * 4.0**-precisions / 12, 1.0)
+    bits = np.where(used, precisions + _NORMAL_ENTROPY, 0.0)
     sensitivity = np.maximum(sensitivity, 0.0)[..., None]
     cost = images * sensitivity * noise / (2 * np.log(2)) + _DEARER * batch * bits
-    return levels[cost.argmin(-1)].astype(np.int8)
+    return precisions[cost.argmin(-1)].astype(np.int8)
 
 
 class LatentBins:
     """The bins of one group of latents.
 
     Args:
-      levels: (Z,) of the channels.
+      precisions: (Z,) of the channels.
 
     Attributes:
       entropy: bits of the Z latents at one position, under the prior.
     """
 
-    def __init__(self, levels: np.ndarray):
-        self._levels = levels
-        self.entropy = float((levels[levels != NONE] + _NORMAL_ENTROPY).sum())
-        self._width = np.where(levels == NONE, 0.0, 2.0 ** -levels.astype(np.float64))
-        self._radius = np.where(levels == NONE, 0, _RADIUS << np.maximum(levels, 0).astype(int))
+    def __init__(self, precisions: np.ndarray):
+        self._precisions = precisions
+        used = precisions != NONE
+        self.entropy = float((precisions[used] + _NORMAL_ENTROPY).sum())
+        self._width = np.where(used, 2.0 ** -precisions.astype(np.float64), 0.0)
+        self._radius = np.where(used, _RADIUS << np.maximum(precisions, 0).astype(int), 0)
 
     def values(self, n: np.ndarray, mean: np.ndarray, sigma: np.ndarray) -> np.ndarray:
         """The latents (B, h, w, Z) float32 of the numbers n under a prior."""
@@ -153,10 +155,10 @@ class LatentBins:
     def _models(
         self, stack: Stack, prior: bool = False
     ) -> Iterator[tuple[np.ndarray, float, object]]:
-        """Channels of one level, bins per prior sigma, and the library's model."""
-        for level in np.unique(self._levels[self._levels != NONE]):
-            channels = np.flatnonzero(self._levels == level)
-            radius, scale = _RADIUS << int(level), 2.0 ** int(level)
+        """Channels of one precision, bins per prior sigma, and the library's model."""
+        for precision in np.unique(self._precisions[self._precisions != NONE]):
+            channels = np.flatnonzero(self._precisions == precision)
+            radius, scale = _RADIUS << int(precision), 2.0 ** int(precision)
             arguments = (0.0, scale) if prior else ()
             yield channels, scale, stack.models.QuantizedGaussian(-radius, radius, *arguments)
 

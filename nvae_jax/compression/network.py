@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import time
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +19,10 @@ import numpy as np
 from jax import Array
 
 from nvae_jax.compilation import jit_on
+from nvae_jax.compression.bit_depth import model_bits
 from nvae_jax.compression.coder import library
 from nvae_jax.compression.pixels import BernoulliPixels, MixturePixels, Pixels
+from nvae_jax.compression.spent import Seconds
 from nvae_jax.errors import require
 from nvae_jax.evaluation.trained import TrainedModel
 from nvae_jax.model import ModelConfig, VAEConfig, steps
@@ -47,7 +47,7 @@ class Network:
       batch_size: B.
 
     Attributes:
-      seconds: that have been spent in it.
+      spent: the time that its programs have taken, with compiling.
 
     Raises:
       ConfigError: the model's distributions cannot be coded.
@@ -56,7 +56,7 @@ class Network:
     def __init__(self, model: TrainedModel, batch_size: int):
         config = check_codable(model.config)
         library()
-        self.config, self.batch_size, self.seconds = config, batch_size, 0.0
+        self.config, self.batch_size, self.spent = config, batch_size, Seconds()
         self.device = model.mesh.local_devices[0]
         self._mesh = make_mesh([self.device])
         self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
@@ -130,7 +130,7 @@ class Network:
         """A CRC-32 of what a pass over made-up images comes to, to the last bit."""
         height, width, channels = self.config.image.inner_shape
         size = self.batch_size * height * width * channels
-        levels = np.arange(size) * 40503 % 65521 % 2 ** levels_bits(self.config)
+        levels = np.arange(size) * 40503 % 65521 % 2 ** model_bits(self.config)
         taps = self.taps(levels.reshape(self.batch_size, height, width, channels).astype(np.uint8))
         check = 0
         h, prior = self.start()
@@ -160,12 +160,10 @@ class Network:
         return Belief(mean, sigma, belief)
 
     def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        started = time.monotonic()
         if function not in self._compiled:
             self._compiled[function] = jit_on(self._mesh, function, reproducible=True)
-        outputs = jax.block_until_ready(self._compiled[function](*arguments))
-        self.seconds += time.monotonic() - started
-        return outputs
+        with self.spent.counted():
+            return jax.block_until_ready(self._compiled[function](*arguments))
 
 
 def check_codable(config: VAEConfig) -> ModelConfig:
@@ -193,25 +191,6 @@ def check_codable(config: VAEConfig) -> ModelConfig:
     return config
 
 
-def levels_bits(config: VAEConfig) -> int:
-    """Bits per channel that the model codes."""
-    return 1 if config.likelihood == "bernoulli" else config.num_bits
-
-
-def model_hash(model: TrainedModel) -> str:
-    """SHA-256 of the model's configuration and variables, in hexadecimal."""
-    fields = dataclasses.asdict(model.config)
-    for name in ("remat", "unroll", "dtype"):  # how it runs
-        fields.pop(name)
-    digest = hashlib.sha256(repr(sorted(fields.items())).encode())
-    leaves = jax.tree_util.tree_leaves_with_path(model.variables)
-    for path, leaf in sorted((jax.tree_util.keystr(path), leaf) for path, leaf in leaves):
-        array = np.asarray(leaf)
-        digest.update(f"{path} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
 # The functions that are compiled. JAX knows them by their identity, so each is made once.
 
 
@@ -223,7 +202,7 @@ def _fold(config):
 @functools.cache
 def _taps(config):
     def taps(variables, levels):
-        x = levels.astype(jnp.float32) / (2 ** levels_bits(config) - 1)
+        x = levels.astype(jnp.float32) / (2 ** model_bits(config) - 1)
         return steps.taps(config, variables, config.image.with_border(x))
 
     return taps

@@ -47,13 +47,17 @@ def report(model: TrainedModel, images: Sequence[np.ndarray], made: Compressed) 
         "groups": groups,
         "parts": parts,
         "sum": sum(group["sum"] for group in groups) + sum(parts.values()),
-        "seconds": made.seconds,
-        "network_seconds": made.network_seconds,
+        "seconds": made.spent.total.wall,
+        "network_seconds": made.spent.network.wall,
+        "coder_seconds": made.spent.coder.wall,
+        "processor_seconds": made.spent.total.processor,
     }
 
 
-def nelbo_bits(model: TrainedModel, images: Sequence[np.ndarray], seed: int = 0) -> float | None:
-    """The NELBO of images by `evaluate`'s own pass, with one draw per image, in bits.
+def nelbo_bits(
+    model: TrainedModel, images: Sequence[np.ndarray], seed: int = 0
+) -> np.ndarray | None:
+    """The NELBO of each image by `evaluate`'s own pass, with one draw per image, in bits; (N,).
 
     None where the images are not those of the model: of another size, or of more bits.
     """
@@ -76,7 +80,7 @@ def nelbo_bits(model: TrainedModel, images: Sequence[np.ndarray], seed: int = 0)
         return likelihood(variables, batch["x"], batch["index"])["sampled_nelbo"]
 
     nats = model.map(nelbo, arrays, 16, "images scored")
-    return float(np.sum(nats, dtype=np.float64)) / math.log(2)
+    return np.asarray(nats, np.float64) / math.log(2)
 
 
 def other_codecs(images: Sequence[np.ndarray]) -> dict[str, dict[str, int]]:
@@ -135,8 +139,10 @@ def lines(result: dict[str, Any]) -> list[str]:
         kinds = ", ".join(f"{kind} {size:,} bytes" for kind, size in sizes.items())
         rows.append(f"{name:>24}: {kinds}")
     rate = result["tiles"] / result["seconds"]
-    share = result["network_seconds"] / result["seconds"]
-    rows.append(f"{rate:.3g} tiles/s, of which the network takes {share:.0%}")
+    network, coder = (
+        result[f"{part}_seconds"] / result["seconds"] for part in ("network", "coder")
+    )
+    rows.append(f"{rate:.3g} tiles/s; the network takes {network:.0%}, the coder {coder:.0%}")
     return rows
 
 

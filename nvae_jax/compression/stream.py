@@ -11,17 +11,17 @@ import numpy as np
 from nvae_jax.compression.batch import BatchCoder
 from nvae_jax.compression.coder import SPARE_BITS, ExhaustedError, MismatchError, Stack
 from nvae_jax.compression.container import Stream
-from nvae_jax.compression.latents import choose_levels
+from nvae_jax.compression.latents import choose_precisions
 from nvae_jax.compression.network import Network
 from nvae_jax.compression.opening import compress_opening, decompress_opening
 
-_PROBES = 32  # tiles that the levels of the latents are chosen by
+_PROBES = 32  # tiles that the precisions are chosen by
 
 
-def sensible_levels(
+def best_precisions(
     network: Network, tiles: np.ndarray, length: float, seed: int = 0
 ) -> list[np.ndarray]:
-    """The levels (Z,) of each group with which a stream of tiles becomes shortest.
+    """The precisions (Z,) of each group with which a stream of tiles becomes shortest.
 
     Args:
       network: the model.
@@ -49,7 +49,7 @@ def sensible_levels(
             if g + 1 < len(sums):
                 h, prior = network.advance(g, h, z)
     cells = len(network.flow_cells(0))
-    return [choose_levels(total / number, length, network.batch_size, cells) for total in sums]
+    return [choose_precisions(total / number, length, network.batch_size, cells) for total in sums]
 
 
 def encode_stream(

@@ -21,6 +21,18 @@ def grid(shape: Sequence[int], tile: tuple[int, int]) -> list[tuple[int, int]]:
     ]
 
 
+def number(shape: Sequence[int], tile: tuple[int, int]) -> int:
+    """How many tiles an image of the shape (H, W) has."""
+    return len(grid(shape, tile))
+
+
+def masks(shapes: Sequence[tuple[int, int]], tile: tuple[int, int]) -> np.ndarray:
+    """Which pixels of the tiles of images are the images' own, (N, h, w) bool."""
+    sizes = np.asarray([size for shape in shapes for size in grid(shape, tile)])
+    rows, columns = (np.arange(length) for length in tile)
+    return (rows[:, None] < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])
+
+
 def completed(part: np.ndarray, tile: tuple[int, int]) -> np.ndarray:
     """A part of an image (rows, columns, C) as a whole tile (h, w, C)."""
     missing = [(0, size - length) for size, length in zip(tile, part.shape[:2], strict=True)]

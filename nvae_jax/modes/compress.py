@@ -75,7 +75,8 @@ def compress(model: TrainedModel, options: CompressOptions) -> dict[str, Any]:
     files.write(output, made.content)
     result = {"provenance": provenance(model, options)} | report(model, images, made)
     if options.compare:
-        result["nelbo_bits"] = nelbo_bits(model, images, options.seed)
+        nelbo = nelbo_bits(model, images, options.seed)
+        result["nelbo_bits"] = None if nelbo is None else float(nelbo.sum())
         result["other_codecs"] = other_codecs(images)
     save_report(model, f"compress/{output.name}", result)
     for line in lines(result):
