@@ -11,6 +11,7 @@ was left alone, bit for bit.
 
 import argparse
 import contextlib
+import functools
 import os
 import random
 import re
@@ -35,35 +36,45 @@ FAULT = next(fault for fault in faulty.FAULTS if fault.name == "gradient NaN at 
 MOMENTS = ("any time", "a checkpoint is written", "it is read back", "the run goes back")
 
 
+def fork(work):
+    """Does work in a process that has imported what it needs already; returns its number.
+
+    It ends with the code that `work` returns. This process must not have threads, and JAX starts
+    some: everything that needs it is such work.
+    """
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = work()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return child
+
+
 def start(path, processes):
-    """Starts the run, as processes that have imported what they need; returns their numbers."""
+    """Starts the run; returns the numbers of its processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    children = []
-    for number in range(processes):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                if processes > 1:  # all the others of a run tell of the one that was killed
-                    silence = os.open(os.devnull, os.O_WRONLY)
-                    os.dup2(silence, 1)
-                    os.dup2(silence, 2)
-                keep_compiled_programs()
-                if processes > 1:
-                    connect(address, processes, number, 10)
-                bench = faulty.Bench(path.parent)
-                with bench.installed():
-                    row = bench.run(FAULT, 0, path)
-                    code = int(row["outcome"] != "done")
-                    print(row["error"] or "", end="", file=sys.stderr)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        children.append(child)
-    return children
+
+    def train(number):
+        if processes > 1:  # all the others of a run tell of the one that was killed
+            silence = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silence, 1)
+            os.dup2(silence, 2)
+        keep_compiled_programs()
+        if processes > 1:
+            connect(address, processes, number, 10)
+        bench = faulty.Bench(path.parent)
+        with bench.installed():
+            row = bench.run(FAULT, 0, path)
+        print(row["error"] or "", end="", file=sys.stderr)
+        return int(row["outcome"] != "done")
+
+    return [fork(functools.partial(train, number)) for number in range(processes)]
 
 
 def wait_for(moment, path, log, before, child, moments):
@@ -125,7 +136,6 @@ def main():
     if any(end(start(unbroken, options.processes))):
         raise SystemExit("the run that was left alone failed")
     print(f"left alone: {time.monotonic() - begin:.0f} s", flush=True)
-    wanted = last_arrays(unbroken)
     moments, hits, ends = random.Random(options.seed), 0, 0
     log = path / "log.txt"
     while hits < options.hits:
@@ -151,18 +161,25 @@ def main():
             raise SystemExit(f"it ended with {codes}:\n{said}")
         if codes[victim] == 0:  # it has come to its end: the next hits are for another run
             ends += 1
-            compare(last_arrays(path), wanted)
+            same(path, unbroken)
             shutil.rmtree(path)
     if any(end(start(path, options.processes))):
         raise SystemExit(f"the last start failed:\n{log.read_text()}")
-    compare(last_arrays(path), wanted)
-    print(f"{len(wanted)} arrays are those of the run left alone in {ends + 1} runs, bit for bit")
+    same(path, unbroken)
+    print(f"bit-equal to the run that was left alone in {ends + 1} runs")
 
 
-def compare(ours, wanted):
-    different = [name for name in wanted if not np.array_equal(ours.get(name), wanted[name])]
-    if different or ours.keys() != wanted.keys():
-        raise SystemExit(f"different from the run that was left alone: {', '.join(different)}")
+def same(path, unbroken):
+    """Compares the last arrays of two runs; ends with those that differ."""
+
+    def compare():
+        ours, wanted = last_arrays(path), last_arrays(unbroken)
+        different = [name for name in wanted if not np.array_equal(ours.get(name), wanted[name])]
+        print(f"{len(wanted)} arrays, different: {', '.join(different) or 'none'}", flush=True)
+        return int(bool(different) or ours.keys() != wanted.keys())
+
+    if any(end([fork(compare)])):
+        raise SystemExit("different from the run that was left alone")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from nvae_jax.data.baselines import independent_pixels
+from nvae_jax.data.baselines import independent_pixels, pixel_entropy
 from nvae_jax.data.sources import Dataset, data_config
 from nvae_jax.image_spec import ImageSpec
 
@@ -69,3 +69,19 @@ def test_yardsticks_of_the_bundled_datasets():
     photos = data_config("photos", crops_per_epoch=2).open()
     bits = independent_pixels(photos, photos.image) / (math.log(2) * photos.image.num_dimensions)
     assert bits == pytest.approx(7.576, abs=0.001)
+
+
+@pytest.mark.parametrize("binarize", [True, False])
+def test_the_entropy_is_what_independent_pixels_reach_on_their_own_images(binarize):
+    image = ImageSpec(6, 5, 2, border=1, binarize=binarize, num_bits=3)
+    levels = np.random.default_rng(0).choice([0, 64, 255], (4000, 6, 5, 2)).astype(np.uint8)
+    if binarize:
+        levels = 255 * (levels // 255)
+    dataset = Dataset("own", image, train=levels, test=levels)
+    entropy = pixel_entropy(levels, image)
+    nats = image.num_dimensions * (math.log(3) - (2 / 3 * math.log(2) if binarize else 0))
+    assert entropy == pytest.approx(nats, rel=1e-2)
+    # Which are smoothed.
+    assert entropy == pytest.approx(independent_pixels(dataset, image), rel=1e-4)
+    assert entropy != pytest.approx(pixel_entropy(levels, image, most=50), rel=1e-4)
+    assert entropy == pytest.approx(pixel_entropy(levels, image, most=2000), rel=1e-2)

@@ -166,16 +166,20 @@ def test_a_run_moves_to_another_folder_and_host(user):
 
 def test_averages_and_clipping_come_and_go(user, done):
     run = copy(done, "averages")
-    user.train(run, "--config.training.ema_decay=0.5", CLIP, "--config.training.epochs=4", ACCEPT)
-    average = arrays(run, 12, "ema_params")
-    # From the parameters at the change, since nothing here moves it.
-    np.testing.assert_equal(average, arrays(str(done), 9, "params"))
+    averaged = "--config.training.ema_decay=0.5", "--config.training.eval_statistics=averaged"
+    user.train(run, *averaged, CLIP, "--config.training.epochs=4", ACCEPT)
+    for name in ("params", "batch_stats"):
+        average = arrays(run, 12, f"ema_{name}")
+        # From what it was at the change, since nothing here moves it.
+        np.testing.assert_equal(average, arrays(str(done), 9, name))
+        assert average
     assert {x for value in arrays(run, 12, "params").values() for x in np.unique(value)} == {12}
     plain = "--config.training.ema_decay=None"
     no_clip = "--config.training.gradient_clip=None"
-    user.train(run, plain, no_clip, "--config.training.epochs=5", ACCEPT)
+    running = "--config.training.eval_statistics=running"
+    user.train(run, plain, running, no_clip, "--config.training.epochs=5", ACCEPT)
     assert user.steps(run) == [*range(1, 16)]
-    assert arrays(run, 15, "ema_params") == {}
+    assert arrays(run, 15, "ema_params") == arrays(run, 15, "ema_batch_stats") == {}
     assert [step for step, _ in user.changes(run)] == [9, 12]
 
 

@@ -160,7 +160,7 @@ IMPOSSIBLE = {
     "max_rollbacks": [-1],
     "skip_threshold": [0.0],
     "eval_batch_size": [0],
-    "eval_statistics": ["batch", ""],
+    "eval_statistics": ["batch", "", "averaged"],
     "recalibration_batches": [0],
     "drift_batches": [-1],
 }

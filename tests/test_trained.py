@@ -13,7 +13,7 @@ from tiny import ONE_DEVICE, RUN_CONFIG, make_run
 from nvae_jax.errors import ConfigError
 from nvae_jax.evaluation.inputs import SPLITS, read_pixels
 from nvae_jax.evaluation.trained import group_temperatures, image_keys, image_noise, open_run
-from nvae_jax.model import ModelConfig, variable_shapes
+from nvae_jax.model import variable_shapes
 from nvae_jax.modes.decode import DecodeOptions, decode
 from nvae_jax.modes.edit import EditOptions, edit
 from nvae_jax.modes.encode import EncodeOptions, encode
@@ -37,23 +37,23 @@ def test_a_run_is_what_its_folder_says(path):
     assert set(model.variables) == {"params", "batch_stats"}
 
 
-def test_averaged_parameters_are_preferred(tmp_path):
+def test_averages_are_preferred(tmp_path, path):
     workdir = Workdir(tmp_path)
-    config = ModelConfig(
-        image_shape=(32, 32, 1), likelihood="bernoulli", border=2, architecture="res_elu"
-    )
-    make_run(tmp_path / "other", config)
-    saved = open_run(tmp_path / "other", ONE_DEVICE).variables["params"]
-    averaged = jax.tree.map(lambda x: np.asarray(x) + 1, saved)
-    sections = json.loads((tmp_path / "other" / "config.json").read_text())
-    sections["training"]["ema_decay"] = 0.9
+    saved = open_run(path, ONE_DEVICE).variables
+    averages = jax.tree.map(lambda x: np.asarray(x) + 1, saved)
+    sections = json.loads((path / "config.json").read_text())
+    sections["training"] |= {"ema_decay": 0.9, "eval_statistics": "averaged"}
     workdir.save_config(sections)
-    state = {"params": saved, "ema_params": averaged, "batch_stats": {}}
+    state = saved | {f"ema_{name}": tree for name, tree in averages.items()}
     workdir.checkpoints.save(3, state, {"step": 3})
     workdir.checkpoints.close()
     model = open_run(tmp_path, ONE_DEVICE)
-    jax.tree.map(np.testing.assert_array_equal, model.variables["params"], averaged)
-    assert model.variables["batch_stats"] == {}
+    jax.tree.map(np.testing.assert_array_equal, model.variables, averages)
+    sections["training"] |= {"eval_statistics": "running"}
+    workdir.save_config(sections)
+    model = open_run(tmp_path, ONE_DEVICE)
+    wanted = {"params": averages["params"], "batch_stats": saved["batch_stats"]}
+    jax.tree.map(np.testing.assert_array_equal, model.variables, wanted)
 
 
 def test_what_is_no_run_is_refused(tmp_path):

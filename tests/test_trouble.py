@@ -15,7 +15,7 @@ import pytest
 from stand_in import ACCEPT, FAULTS, arrays, users
 
 from nvae_jax.errors import ConfigError
-from nvae_jax.training import loop
+from nvae_jax.training import learning, loop
 from nvae_jax.workdir import Workdir
 from nvae_jax.workdir.checkpoints import Checkpoints
 
@@ -138,6 +138,25 @@ def test_a_jump_at_the_end_makes_the_run_go_back(user, faults):
     output = user.train("last", SAVES, own=True)
     assert "the NELBO has jumped in the last windows at step 9: going back to step 6" in output
     assert "done, 9 steps" in output
+
+
+def test_a_run_that_learns_nothing_is_never_done(user, faults, monkeypatch):
+    """Images have 192 levels of 8 bits, at most 1,065 nats and a twentieth of that."""
+    monkeypatch.setattr(learning, "STRETCH", 2)
+    monkeypatch.setattr(learning, "WINDOWS", 4)
+    faults["always"] |= dict.fromkeys(range(99), 2000) | {3: 1000, 7: 1000}
+    assert "done, 9 steps" in user.train("once", SAVES, own=True)
+    falls = {step: 3000 - 100 * step for step in range(99)}
+    for run, values, last in (("stuck", dict.fromkeys(range(99), 2000), 4), ("falls", falls, 9)):
+        faults["always"] |= values
+        message = f"nothing is learned.* at step {last}.*a new run"
+        for _ in range(2):
+            with pytest.raises(FloatingPointError, match=message):
+                user.train(run, SAVES, own=not (user.folder / run).exists())
+        assert "going back" not in (user.folder / run / "log.txt").read_text()
+        assert (user.folder / run / "report.txt").read_text() == "the report\n"
+        assert not (user.folder / run / "done.json").exists()
+        assert Workdir(run).checkpoints.steps() == [3, 6, 9][: last // 3][-2:]
 
 
 def test_another_nelbo_after_an_accepted_change_is_no_jump(user, faults):

@@ -60,9 +60,9 @@ class TrainingConfig:
     keep_every: int | None = None  # and those of multiples of so many steps
     eval_batch_size: int | None = None  # None: batch_size
 
-    # Batch norm in validation: its running statistics, or those of so many batches of training
-    # images; and on how many batches they are compared with the batches' own.
-    eval_statistics: Literal["running", "training"] = "running"
+    # Batch norm in validation: its running statistics, their averages by ema_decay, or those of so
+    # many batches of training images; and on how many batches they are compared with the batches'.
+    eval_statistics: Literal["running", "averaged", "training"] = "running"
     recalibration_batches: int = 50
     drift_batches: int = 2  # 0: not compared
 
@@ -104,6 +104,8 @@ class TrainingConfig:
             self._require(name, 0 <= getattr(self, name) <= 1, "0 to 1")
         self._require("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "in (0, 1)")
         require_literals(self, "training.")
+        averages = self.eval_statistics != "averaged" or self.ema_decay is not None
+        self._require("eval_statistics", averages, "'averaged' with training.ema_decay")
         last = f"0 to epochs - 1 ({self.epochs - 1})"
         self._require("warmup_epochs", 0 <= self.warmup_epochs < self.epochs, last)
         lowest = f"at most learning_rate ({self.learning_rate})"

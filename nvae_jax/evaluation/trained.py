@@ -35,7 +35,7 @@ class TrainedModel:
       workdir: the run's folder.
       run: the run's configuration.
       mesh: the devices.
-      variables: `params` (the averaged ones where the run keeps them) and `batch_stats`, on every
+      variables: `params` and `batch_stats` (the averaged ones where the run keeps them), on every
         device.
       step: the checkpoint's step.
       log: what is told how far long work is.
@@ -178,9 +178,11 @@ def open_run(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
         variable_shapes(run.model),
     )
-    # Averaged parameters, where there are any, are those that training validates.
+    # Averages, where there are any, are what training validates.
     params = "params" if run.training.ema_decay is None else "ema_params"
-    wanted = {params: shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
+    averaged = run.training.eval_statistics == "averaged"
+    batch_stats = "ema_batch_stats" if averaged else "batch_stats"
+    wanted = {params: shapes["params"], batch_stats: shapes.get("batch_stats", {})}
     try:
         (step, state), errors = workdir.checkpoints.newest(
             lambda step: (step, workdir.checkpoints.restore(wanted, step, partial=True)[0]),
@@ -194,7 +196,7 @@ def open_run(
         workdir=workdir,
         run=run,
         mesh=mesh,
-        variables={"params": state[params], "batch_stats": state["batch_stats"]},
+        variables={"params": state[params], "batch_stats": state[batch_stats]},
         step=step,
         log=log,
     )

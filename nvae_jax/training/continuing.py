@@ -29,6 +29,8 @@ from nvae_jax.workdir.checkpoints import Checkpoints
 from nvae_jax.workdir.integrity import DamagedError, NotFiniteError
 from nvae_jax.workdir.manifest import Manifest
 
+AVERAGES = {"params": "ema_params", "batch_stats": "ema_batch_stats"}  # of fields of the state
+
 
 class Going:
     """How a run starts or goes on in its work directory.
@@ -159,7 +161,7 @@ def restore(checkpoints: Checkpoints, step: int, wanted: TrainState) -> TrainSta
     """The state of a checkpoint, also of a run with another optimiser or average.
 
     Transformations of the optimiser without arrays (clipping) may come and go. An average that the
-    checkpoint lacks starts from its parameters; one that is not wanted is left out. Checkpoints
+    checkpoint lacks starts from what it averages; one that is not wanted is left out. Checkpoints
     from before the optimiser's states had names have them in the same order; those from before
     there was a `health` get a fresh one.
 
@@ -168,19 +170,19 @@ def restore(checkpoints: Checkpoints, step: int, wanted: TrainState) -> TrainSta
     """
     entries = checkpoints.entries(step)
     healthy = "health.skipped" in entries
-    averaged = any(name.startswith("ema_params.") for name in entries)
+    saved = {name.split(".")[0] for name in entries}
+    fresh = {of: average for of, average in AVERAGES.items() if average not in saved}
     links = list(wanted.opt_state)
     states = {name: s for name, s in wanted.opt_state.items() if jax.tree.leaves(s)}
     numbered = not any(name.startswith(f"opt_state.{next(iter(states))}.") for name in entries)
     opt_state: Any = tuple(wanted.opt_state.values()) if numbered else states
-    ema_params = wanted.ema_params if averaged else None
     asked = dataclasses.replace(
         wanted,
         opt_state=opt_state,
-        ema_params=ema_params,
         health=wanted.health if healthy else None,
+        **dict.fromkeys(fresh.values()),
     )
-    state, _ = checkpoints.restore(asked, step, optional="ema_params")
+    state, _ = checkpoints.restore(asked, step, optional=AVERAGES.values())
     if int(state.step) != step:
         raise DamagedError(f"checkpoint {step} is that of step {int(state.step)}; allowed: its own")
     if not healthy:
@@ -190,8 +192,10 @@ def restore(checkpoints: Checkpoints, step: int, wanted: TrainState) -> TrainSta
         states = dict(zip(links, state.opt_state, strict=True))
     else:
         states = {**wanted.opt_state, **state.opt_state}
-    ema_params = state.ema_params
-    if wanted.ema_params is not None and not averaged:
-        ema_params = jax.tree.map(jnp.copy, state.params)  # each has its own buffers to be donated
+    averages = {  # each has its own buffers to be donated
+        average: jax.tree.map(jnp.copy, getattr(state, of))
+        for of, average in fresh.items()
+        if getattr(wanted, average) is not None
+    }
     opt_state = type(wanted.opt_state)((name, states[name]) for name in links)
-    return dataclasses.replace(state, opt_state=opt_state, ema_params=ema_params)
+    return dataclasses.replace(state, opt_state=opt_state, **averages)

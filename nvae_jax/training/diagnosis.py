@@ -35,6 +35,7 @@ def diagnose(
     beta: Array,
     turns: Sequence[Turn],
     flip: bool,
+    remedies: str = REMEDIES,
 ) -> str:
     """The report on the last sound state of a run and the images of the update that failed.
 
@@ -46,6 +47,7 @@ def diagnose(
       beta: the KL's weight then.
       turns: of the objective; all of them see this state.
       flip: as in `make_program`.
+      remedies: what helps.
     """
 
     def measure(params: Any, batch_stats: Any, batch: Batch, seed: Array, step: Array) -> Any:
@@ -92,7 +94,7 @@ def diagnose(
     scales = [x for path, x in flatten_dict(state.params).items() if path[-1] == "scale"]
     variances = [x for path, x in flatten_dict(state.batch_stats).items() if path[-1] == "var"]
     lines.append(f"Batch norm: scales {_range(scales)}; running variances {_range(variances)}")
-    lines.append(f"What helps: {REMEDIES}.")
+    lines.append(f"What helps: {remedies}.")
     return "\n".join(lines) + "\n"
 
 

@@ -73,8 +73,7 @@ def make_program(
         turns = make_turns(config, training, steps_per_epoch, objective)
         optimizer = TurnsOptimizer(turns, training, steps_per_epoch)
         x = batch_pixels(config.image, batch, seed, flip)
-        ema = training.ema_decay is not None
-        return init_state(config, optimizer, seed, x, ema, objective)
+        return init_state(config, optimizer, seed, x, training, objective)
 
     train_step = make_train_step(config, training, steps_per_epoch, mesh, objective)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from nvae_jax.evaluation.pictures import draw_curves
 from nvae_jax.memory import give_back_freed_memory
 from nvae_jax.processes import decided
 from nvae_jax.training.criterion import Criterion
+from nvae_jax.training.learning import Learning, independent_limit
 from nvae_jax.training.metrics import flatten_metrics, mean_metrics
 from nvae_jax.training.saving import Saver
 from nvae_jax.training.state import TrainState
@@ -58,7 +59,7 @@ class Recorder:
         draw: Callable[[Any], dict[str, np.ndarray]],
     ):
         self._workdir = workdir
-        self._image = run.model.image
+        self._run = run
         self._dataset = dataset
         self._training = run.training
         self._criterion = Criterion.of(run)
@@ -76,21 +77,29 @@ class Recorder:
         # With other settings or images than before, another NELBO is usual.
         first = self._workdir.records.last_change(step)
         self._workdir.checkpoints.compare_after(first)
-        past = decided(functools.partial(self._windows, first, step))
-        self._watch = Watch(past, self._criterion)
+        windows = decided(functools.partial(self._windows, first, step))
+        self._watch_from(first, windows)
         self._window: list[dict[str, Array]] = []
         self._save_is_due = False
         self._validated: tuple[int, float | None] = (0, None)  # the last step, and its NELBO
         self.restart_clock()
 
-    def _windows(self, first: int, last: int) -> list[float]:
-        """The NELBO of the windows between two steps that are written down."""
-        name = f"train/{self._criterion.name}"
+    def _windows(self, first: int, last: int) -> list[dict[str, float]]:
+        """The means of the windows between two steps that are written down."""
+        prefix = "train/"
         return [
-            record[name]
+            {name.removeprefix(prefix): value for name, value in record.items()}
             for record in self._workdir.records.read_metrics()
-            if name in record and first < record["step"] <= last
+            if f"{prefix}{self._criterion.name}" in record and first < record["step"] <= last
         ]
+
+    def _watch_from(self, first: int, windows: Sequence[Mapping[str, float]] = ()) -> None:
+        """Has what is usual be told from the windows after the step `first`."""
+        past = [means[self._criterion.name] for means in windows]
+        self._watch = Watch(past, self._criterion)
+        warm_up = self._training.warmup_epochs * (self._total_steps // self._training.epochs)
+        limit = functools.partial(independent_limit, self._run, self._dataset)
+        self._learning = Learning(max(first, warm_up), limit, windows)
 
     def is_due(self, step: int) -> bool:
         """Whether more than counting is to be done after `step`."""
@@ -163,7 +172,7 @@ class Recorder:
 
     def expect_another_nelbo(self, step: int) -> None:
         """Forgets which NELBO is usual: after `step`, the run has other settings or images."""
-        self._watch = Watch(criterion=self._criterion)
+        self._watch_from(step)
         self._workdir.checkpoints.compare_after(step)
 
     def settle(self, step: int) -> None:
@@ -180,16 +189,20 @@ class Recorder:
         Args:
           step: the last one.
           state: after it, to be validated if the record of that is lost.
+
+        Raises:
+          DivergenceError: nothing is learned.
         """
         find = functools.partial(self._last_validation, step)
         if (last := decided(find)) is None:
             self._validation(step, state)
             last = decided(find)
         assert last is not None
+        self._learning.end(step)
         records = self._workdir.records.read_metrics()
         criterion, baseline = self._criterion, None
         if criterion.is_bound:
-            baseline = independent_pixels(self._dataset, self._image)
+            baseline = independent_pixels(self._dataset, self._run.model.image)
         title = self._dataset.name
         curves = draw_curves(records, baseline, title, criterion.name, criterion.label)
         self._workdir.save_picture("curves", curves[None])
@@ -265,6 +278,8 @@ class Recorder:
         # On CPU, what is left between the blocks of memory in use grows with time.
         give_back_freed_memory()
         self._watch.window(step, float(means[self._criterion.name]))
+        with self._off_the_clock():
+            self._learning.window(step, means)
 
     def _validation(self, step: int, state: TrainState) -> None:
         means = self._validate(state.eval_variables)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from nvae_jax.config.training import TrainingConfig
 from nvae_jax.model.families import make_network
 from nvae_jax.model.vae import VAEConfig
 from nvae_jax.objectives.base import Objective
@@ -29,6 +30,7 @@ class TrainState:
       opt_state: the optimisers' states, by the names of `TurnsOptimizer`.
       ema_params: averaged parameters; None: the run keeps none.
       health: what the run remembers of its troubles.
+      ema_batch_stats: running statistics, averaged like the parameters; None: the run keeps none.
     """
 
     seed: Array
@@ -38,12 +40,14 @@ class TrainState:
     opt_state: Any
     ema_params: Any
     health: Any = flax.struct.field(default_factory=Health.fresh)
+    ema_batch_stats: Any = None
 
     @property
     def eval_variables(self) -> dict:
         """The variables that evaluation and sampling use."""
         params = self.params if self.ema_params is None else self.ema_params
-        return {"params": params, "batch_stats": self.batch_stats}
+        own = self.ema_batch_stats is None
+        return {"params": params, "batch_stats": self.batch_stats if own else self.ema_batch_stats}
 
 
 def init_state(
@@ -51,7 +55,7 @@ def init_state(
     optimizer: Any,
     seed: Array,
     x: Array,
-    ema: bool = False,
+    training: TrainingConfig | None = None,
     objective: Objective = ELBO,
 ) -> TrainState:
     """A fresh state; to be run inside `jit`.
@@ -61,7 +65,7 @@ def init_state(
       optimizer: the run's optimiser, of which `init(params)` is used.
       seed: () uint32, seeds the parameters and the draws that data-dependent initialisation sees.
       x: (B, H, W, C) in [0, 1], a real batch.
-      ema: whether to keep averaged parameters.
+      training: says which averages are kept; None: none.
       objective: what is minimised; it may have parameters of its own.
     """
     # This kind of key, because XLA's CPU backend compiles its draws in half the time, and there are
@@ -70,13 +74,16 @@ def init_state(
     rngs = {"params": key_params, "sample": key_sample}
     variables = make_network(config.quick_to_compile).init(rngs, x, train=True)
     own = objective.init(config, jax.random.fold_in(key_params, 1))
-    params = {**variables["params"], **own}
+    params, batch_stats = {**variables["params"], **own}, variables.get("batch_stats", {})
+    averages = training is not None and training.ema_decay is not None
+    of_statistics = training is not None and training.eval_statistics == "averaged"
     return TrainState(
         seed=jnp.asarray(seed, jnp.uint32),
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
         opt_state=optimizer.init(params),
-        ema_params=params if ema else None,
+        ema_params=params if averages else None,
         health=Health.fresh(),
+        ema_batch_stats=batch_stats if of_statistics else None,
     )

@@ -103,6 +103,7 @@ def make_train_step(
             for name, value in penalty.items():
                 penalties.setdefault(name, []).append(value)
         ema_params = averaged(training, params, state.ema_params)
+        ema_batch_stats = averaged(training, batch_stats, state.ema_batch_stats)
         norm = optax.tree.norm(gradients)
         loss, sums = _sum(losses), {name: _sum(values) for name, values in penalties.items()}
         if sums:
@@ -115,8 +116,9 @@ def make_train_step(
             "learning_rate": ease * schedule(state.step),
             "gradient_norm": norm,
         }
-        old = state.params, state.batch_stats, state.opt_state, state.ema_params
-        new = params, batch_stats, opt_state, ema_params
+        averages = state.ema_params, state.ema_batch_stats
+        old = state.params, state.batch_stats, state.opt_state, averages
+        new = params, batch_stats, opt_state, (ema_params, ema_batch_stats)
         applied = (
             all_finite((new, metrics["loss"], norm))
             & within_band(training, state.health, norm)
@@ -126,8 +128,10 @@ def make_train_step(
         step = state.step + 1
         health = after_update(training, state.health, step, norm, applied)
         metrics |= {"skipped": 1 - applied.astype(jnp.int32), "skipped_in_a_row": health.skipped}
-        params, batch_stats, opt_state, ema_params = guarded(old, new, applied)
-        new_state = TrainState(state.seed, step, params, batch_stats, opt_state, ema_params, health)
+        params, batch_stats, opt_state, (ema_params, ema_batch_stats) = guarded(old, new, applied)
+        new_state = TrainState(
+            state.seed, step, params, batch_stats, opt_state, ema_params, health, ema_batch_stats
+        )
         return new_state, metrics
 
     return train_step
@@ -173,11 +177,11 @@ def turn_gradient(
     return mean_over_parts(lambda x, key: gradient(movable, x, key), x, key, parts, unroll)
 
 
-def averaged(training: TrainingConfig, params: Any, ema_params: Any) -> Any:
-    """The averaged parameters after an update, where the run keeps them, else None."""
-    if training.ema_decay is None:
-        return ema_params
-    return optax.incremental_update(params, ema_params, 1.0 - training.ema_decay)
+def averaged(training: TrainingConfig, values: Any, averages: Any) -> Any:
+    """The averages of parameters or statistics after an update; None where the run keeps none."""
+    if averages is None or training.ema_decay is None:
+        return averages
+    return optax.incremental_update(values, averages, 1.0 - training.ema_decay)
 
 
 def mean_over_parts(

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -101,7 +101,7 @@ class Checkpoints:
         step: int | None = None,
         *,
         partial: bool = False,
-        optional: str | None = None,
+        optional: Collection[str] = (),
     ) -> tuple[Any, dict[str, Any]]:
         """Restores a checkpoint onto the devices that `abstract_state` names, and verifies it.
 
@@ -110,7 +110,7 @@ class Checkpoints:
           step: which checkpoint; by default the latest.
           partial: leave unread what the checkpoint holds beyond `abstract_state`. Entries are
             matched by name: a dict's `"params"` finds the field `params` of a saved dataclass.
-          optional: the name of an entry at the top that may be left unread.
+          optional: the names of entries at the top that may be left unread.
 
         Returns:
           `(state, metadata)`; `state` has the structure of `abstract_state`.
@@ -141,7 +141,7 @@ class Checkpoints:
             )
         placed = ocp.checkpoint_utils.construct_restore_args(abstract_state)
         arrays = ocp.args.PyTreeRestore(
-            abstract_state, placed, partial_restore=partial or optional is not None
+            abstract_state, placed, partial_restore=partial or bool(optional)
         )
         items = {"state": arrays, "metadata": ocp.args.JsonRestore()}
         has_checksums = (self.folder / str(step) / "checksums").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -64,7 +64,7 @@ def compare(where: str, saved: Mapping[str, int], read: Mapping[str, int | None]
 
 
 def differences(
-    saved: Any, wanted: Any, partial: bool = False, optional: str | None = None
+    saved: Any, wanted: Any, partial: bool = False, optional: Collection[str] = ()
 ) -> list[str]:
     """Where the tree of arrays `wanted` asks for what the tree `saved` does not hold.
 
@@ -72,7 +72,7 @@ def differences(
       saved: a tree of arrays or their descriptions.
       wanted: a tree of `jax.ShapeDtypeStruct` with shardings.
       partial: whether `saved` may hold more.
-      optional: the name of an entry at the top of which it may.
+      optional: the names of entries at the top of which it may.
     """
     held, asked = named(saved), named(wanted)
     found = []
@@ -84,8 +84,8 @@ def differences(
         elif leaf.sharding is None:
             found.append(f"{name} is wanted without a sharding")
     if not partial:
-        unwanted = [name for name in held if name not in asked and name.split(".")[0] != optional]
-        found += [f"{name} is saved but not wanted" for name in unwanted]
+        unwanted = [name for name in held if name.split(".")[0] not in optional]
+        found += [f"{name} is saved but not wanted" for name in unwanted if name not in asked]
     return found
 
 
