@@ -38,6 +38,7 @@ SLOW = {
     "test_costs",
     "test_decoder",
     "test_depthwise",
+    "test_documented",
     "test_edit",
     "test_evaluate",
     "test_export",
