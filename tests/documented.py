@@ -169,7 +169,7 @@ def train_little() -> None:
 
 
 def use_little() -> None:
-    """Has modes compile in no time, compute cheap features in Inception's place, and serve nothing."""
+    """Has modes compile in no time, compute cheap features and serve nothing."""
     import functools
 
     import numpy as np
