@@ -40,6 +40,7 @@ SLOW = {
     "test_costs",
     "test_decoder",
     "test_depthwise",
+    "test_documented",
     "test_edit",
     "test_evaluate",
     "test_export",

@@ -106,8 +106,9 @@ def small_program(model, training, steps_per_epoch, mesh, *, flip):
     """The program of a run without most of its parameters, so that it is saved in no time."""
     program = make_program(model, training, steps_per_epoch, mesh, flip=flip)
     state = program.state
-    decoder = {name: state.params["decoder"][name] for name in ("prior_features", "first")}
-    params = {"decoder": decoder}
+    decoder = state.params["decoder"]
+    few = [name for name in ("prior_features", "first") if name in decoder] or [*decoder][:1]
+    params = {"decoder": {name: decoder[name] for name in few}}
     optimizer = make_optimizer(training, steps_per_epoch)
     replicated = state.step.sharding
     opt_state = jax.tree.map(

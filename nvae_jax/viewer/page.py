@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nvae_jax.errors import ConfigError, importing
-from nvae_jax.viewer.shown import LARGEST_FILE, Shown
+from nvae_jax.viewer.shown import LARGEST_FILE, MOST_IMAGES, MOST_STEPS, Shown
 
 _REFRESH = 10.0  # seconds between two looks at the curves
 
@@ -33,57 +33,78 @@ def make_page(shown: Shown) -> Any:
 
         return call
 
-    def picture(label: str) -> Any:
-        return gr.Image(label=label, format="png", interactive=False)
+    def picture(caption: str) -> Any:
+        """A picture below its caption, which as a label would lie on the picture."""
+        gr.Markdown(caption)
+        buttons = ["download", "fullscreen"]
+        return gr.Image(show_label=False, format="png", interactive=False, buttons=buttons)
 
-    def upload(label: str) -> Any:
-        return gr.File(label=label, type="filepath")
+    def upload(label: str, name: str) -> Any:
+        return gr.File(label=label, type="filepath", file_types=["image"], elem_id=name)
 
-    def sample(number: int, seed: int, *temperatures: float) -> Any:
-        return shown.sample(number, seed, temperatures)
+    def whole(label: str, value: int = 0) -> Any:
+        return gr.Number(value, label=label, precision=0, minimum=0, maximum=2**32 - 1)
 
-    def resample(noise: Any, scale: int, seed: int, *temperatures: float) -> Any:
-        if noise is None:
-            raise ConfigError("there are no samples yet; allowed: to draw some first")
-        return shown.resample(noise, scale, seed, temperatures)
+    def draw(number: int, seed: int, *temperatures: float) -> Any:
+        return move([seed] * len(temperatures), number, *temperatures)
 
+    def move(seeds: list[int], number: int, *temperatures: float) -> Any:
+        return shown.samples(number, seeds, temperatures), seeds
+
+    def redraw(seeds: list[int], number: int, scale: int, seed: int, *temperatures: float) -> Any:
+        seeds = [*seeds[:scale], seed, *seeds[scale + 1 :]]
+        return *move(seeds, number, *temperatures), seed + 1
+
+    scales = [f"scale {s}, {h}x{w}" for s, (h, w) in enumerate(shown.scales)]
+    scales[0] += ", the coarsest"
     with gr.Blocks(title="nvae_jax", analytics_enabled=False) as page:
         gr.Markdown(f"# {shown.run.trained.workdir.path.name}\n\n`{shown.run!r}`")
-        with gr.Tab("Sample"):
-            noise = gr.State(None)  # of each person's own
-            with gr.Row():
-                with gr.Column(scale=1):
-                    temperatures = [
-                        gr.Slider(0, 1.5, 0.8, step=0.05, label=f"temperature of scale {scale}")
-                        for scale in range(shown.scales)
-                    ]
-                    seed = gr.Number(0, label="seed", precision=0, minimum=0, maximum=2**32 - 1)
-                    number = gr.Slider(1, 64, 16, step=1, label="images")
-                    draw = gr.Button("Draw", variant="primary")
-                    choices = [(f"{s}", s) for s in range(shown.scales)]
-                    scale = gr.Dropdown(choices, value=shown.scales - 1, label="scale, 0: coarsest")
-                    again = gr.Number(1, label="seed of the scale", precision=0, minimum=0)
-                    redraw = gr.Button("Draw this scale anew, keep the others")
-                samples = picture("samples")
-            # Moving a slider draws, once it stands still.
+        with gr.Tab("Sample"), gr.Row():
+            seeds = gr.State([0] * len(scales))  # of the scales; of each person's own
+            with gr.Column():
+                temperatures = [
+                    gr.Slider(0, 1.5, 0.8, step=0.05, label=f"temperature of {scale}")
+                    for scale in scales
+                ]
+                with gr.Row():
+                    seed = whole("seed")
+                    number = gr.Slider(1, MOST_IMAGES, 16, step=1, label="images")
+                others = gr.Button("Draw others", variant="primary")
+                with gr.Row():
+                    choices = [(scale, s) for s, scale in enumerate(scales)]
+                    scale = gr.Dropdown(choices, value=len(scales) - 1, label="one scale")
+                    again = whole("its next seed", 1)
+                anew = gr.Button("Draw this scale anew, keep the others")
+            with gr.Column():
+                samples = picture("Samples")
+            # What somebody changes is shown at once, when a slider stands still.
+            latest: dict[str, Any] = {"trigger_mode": "always_last"}
             gr.on(
-                [draw.click, page.load, seed.change, *(slider.change for slider in temperatures)],
-                told(sample),
+                [page.load, seed.change],
+                told(draw),
                 [number, seed, *temperatures],
-                [samples, noise],
-                api_name="sample",
-                trigger_mode="always_last",
+                [samples, seeds],
+                api_name="draw",
+                **latest,
             )
             gr.on(
-                [redraw.click],
-                told(resample),
-                [noise, scale, again, *temperatures],
-                [samples, noise],
-                api_name="resample",
+                [slider.change for slider in (number, *temperatures)],
+                told(move),
+                [seeds, number, *temperatures],
+                [samples, seeds],
+                api_name="move",
+                **latest,
+            )
+            others.click(lambda seed: seed + 1, seed, seed, api_visibility="private")
+            anew.click(
+                told(redraw),
+                [seeds, number, scale, again, *temperatures],
+                [samples, seeds, again],
+                api_name="redraw",
             )
         with gr.Tab("Reconstruct"):
-            image, depth_seed = upload("an image"), gr.Number(0, label="seed", precision=0)
-            by_depth = picture("the image; from no scale of it, the coarsest, … to all")
+            image, depth_seed = upload("an image", "image"), whole("seed")
+            by_depth = picture("The image; then what comes of no scale of it, the coarsest, … all")
             gr.on(
                 [image.upload, depth_seed.change],
                 told(shown.by_depth),
@@ -93,18 +114,12 @@ def make_page(shown: Shown) -> Any:
             )
         with gr.Tab("Interpolate"):
             with gr.Row():
-                first, last = upload("from"), upload("to")
-            steps = gr.Slider(2, 16, 9, step=1, label="images")
-            go, path = gr.Button("Interpolate", variant="primary"), picture("the path")
-            gr.on(
-                [go.click],
-                told(shown.between),
-                [first, last, steps],
-                [path],
-                api_name="interpolate",
-            )
+                first, last = upload("from", "first"), upload("to", "last")
+            steps = gr.Slider(2, MOST_STEPS, 9, step=1, label="images")
+            go, path = gr.Button("Interpolate", variant="primary"), picture("The path")
+            go.click(told(shown.between), [first, last, steps], [path], api_name="interpolate")
         with gr.Tab("Training"):
-            curves = picture("the run as it is now")
+            curves = picture("The run as it is now")
             gr.on(
                 [page.load, gr.Timer(_REFRESH).tick],
                 told(shown.curves),
