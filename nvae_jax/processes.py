@@ -28,9 +28,6 @@ from nvae_jax.errors import ConfigError, require
 T = TypeVar("T")
 
 PATIENCE = 7200  # seconds that processes wait for the slowest to come to a decision
-# Threads of XLA on CPU for several devices. A device that waits in two sums over the devices holds
-# two threads, and if there are no more threads than devices, the last device may never get one.
-CPU_THREADS = 24
 VERDICT_TIMEOUT = 120  # seconds that a process with a failed step waits to be ended by the service
 
 
@@ -51,8 +48,6 @@ def connect(
 
     Raises: ConfigError if something is impossible, or neither given nor found.
     """
-    if jax.config.jax_platforms == "cpu":
-        os.environ.setdefault("NPROC", str(CPU_THREADS))
     known = process_id is None or bool(num_processes and 0 <= process_id < num_processes)
     require("--process_id", process_id, known, f"0 to --num_processes - 1 ({num_processes})")
     try:

@@ -3,11 +3,11 @@
 import os
 import tempfile
 
-from xla import CPU_THREADS, xla_flags
+from xla import THREADS, xla_flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("NPROC", str(CPU_THREADS))
+os.environ.setdefault("NPROC", str(THREADS))
 os.environ["XLA_FLAGS"] = f"{xla_flags(8)} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 import pytest

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 from interruptions import last_arrays, named
-from tiny import FEW_DIGITS, RUN, STEPS, run_program, tiny_run, write_digits
+from tiny import RUN, STEPS, run_program, tiny_run
 from xla import xla_flags
 
 from nvae_jax.parallel import make_mesh, state_sharding
@@ -22,7 +22,6 @@ from nvae_jax.processes import connect
 from nvae_jax.workdir import Workdir
 
 ROOT = Path(__file__).parent.parent
-CONFIG = Path(__file__).parent / "arrays_config.py"
 WITHOUT = Path(__file__).parent / "without_tensorflow"
 
 
@@ -31,23 +30,23 @@ class Runs:
 
     def __init__(self, folder):
         self._folder = folder
-        write_digits(folder / "digits")
 
     def start(self, name, devices=1, flags=()):
         """One process on simulated devices, in the work directory `name`."""
         # Validated at the end alone, because every start would compile the validation.
-        fields = RUN | FEW_DIGITS | {"training.eval_interval": STEPS}
-        fields["data.path"] = self._folder / "digits"
+        fields = RUN | {"training.eval_interval": STEPS}
         settings = [f"--config.{field}={value}" for field, value in fields.items()]
         environment = {
             "JAX_COMPILATION_CACHE_DIR": str(self._folder / "cache"),
             "JAX_PLATFORMS": "cpu",
+            # The default: sums over processes, unlike those over devices, may not overlap.
+            "NPROC": "",
             "PYTHONPATH": os.pathsep.join([str(WITHOUT), os.environ.get("PYTHONPATH", "")]),
             "XLA_FLAGS": xla_flags(devices),
         }
         return subprocess.Popen(
             [
-                *(sys.executable, "-m", "nvae_jax.main", f"--config={CONFIG}"),
+                *(sys.executable, "-m", "nvae_jax.main", "--config=configs/digits.py"),
                 *(f"--workdir={self.path(name)}", *settings, *flags),
             ],
             cwd=ROOT,

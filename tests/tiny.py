@@ -52,17 +52,6 @@ RUN = {
 }
 STEPS = 2 * (1500 // 256)
 
-# The same on the arrays of `write_digits`, with as many steps: quicker, and without labels.
-FEW_DIGITS = {"data.binarize": True, "data.border": 2, "training.batch_size": 32}
-
-
-def write_digits(folder):
-    """Writes a few of the digits, 160 for training and 40 for testing, as NumPy arrays."""
-    digits = data_config("digits").open()
-    folder.mkdir()
-    for split, images in (("train", digits.train[:160]), ("test", digits.test[:40])):
-        np.save(folder / f"{split}.npy", images[:, 2:-2, 2:-2])
-
 
 def tiny_run(**changes):
     """That run, with other values of some fields."""

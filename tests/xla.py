@@ -1,6 +1,8 @@
 """What XLA is told by the tests and by the processes that they start."""
 
-CPU_THREADS = 24  # see `nvae_jax.processes`, which may not be imported yet
+# Of XLA. A device that waits in two sums over the devices holds two threads, and if there are no more
+# threads than devices, the last device may never get one.
+THREADS = 24
 
 
 def xla_flags(devices: int) -> str:
