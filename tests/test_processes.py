@@ -230,7 +230,7 @@ def test_processes_decide_together_and_fail_together(tmp_path):
         subprocess.Popen(
             [sys.executable, "-c", AGREEING, address, str(i), tmp_path / "checkpoints"],
             cwd=ROOT,
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "NPROC": "", "XLA_FLAGS": ""},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

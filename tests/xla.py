@@ -1,7 +1,7 @@
 """What XLA is told by the tests and by the processes that they start."""
 
-# Of XLA. A device that waits in two sums over the devices holds two threads, and if there are no more
-# threads than devices, the last device may never get one.
+# Of XLA. A device that waits in two sums over the devices holds two threads, and if there are no
+# more threads than devices, the last device may never get one.
 THREADS = 24
 
 
