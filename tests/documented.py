@@ -20,6 +20,7 @@ PAGES = [
 ]
 _FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"`([^`]*)`")
+_ROW = re.compile(r"^\| [^|]* \| `(--mode [^`]*)` \|$", re.MULTILINE)
 _COMMAND = re.compile(r"(?:\w+=\S+ )*(?:python -m nvae_jax\.\S+|nvae-jax) .+")
 _PROGRAMS = ("python", "python3", "pip", "nvae-jax", "pre-commit", "mkdocs", "npm", "tar")
 _WRITES_DOWN = '#!/bin/bash\nprintf "%s\\x1f" "${0##*/}" "$@" >> "$CALLS"; echo >> "$CALLS"\n'
@@ -29,7 +30,9 @@ def scripts(page: Path) -> list[str]:
     """The blocks of Bash on a page, and the commands amid its text that are whole."""
     text = page.read_text()
     blocks = [block for language, block in _FENCE.findall(text) if language == "bash"]
-    for inline in _INLINE.findall(_FENCE.sub("", text)):
+    text = _FENCE.sub("", text)
+    blocks += [f"python -m nvae_jax.main --workdir DIR {mode}" for mode in _ROW.findall(text)]
+    for inline in _INLINE.findall(text):
         command = " ".join(inline.split())
         if _COMMAND.fullmatch(command) and "…" not in command:
             blocks.append(command)
@@ -95,7 +98,10 @@ _MODES = {
     "reconstruct": ["--batch_size=4"],
     "interpolate": ["--batch_size=4", "--steps=3"],
     "neighbors": ["--num_images=2"],
-    "edit": ["--batch_size=4", "--steps=2", "--variations=2"],
+    "encode": ["--images=test:0-1", "--batch_size=4"],
+    "decode": ["--batch_size=4"],
+    "codes": ["--images=32", "--batch_size=32"],
+    "edit": ["--batch_size=4"],
     "fid": ["--num_images=16", "--reference_images=16", "--batch_size=8"],
     "export": ["--batch_size=2"],
 }

@@ -32,7 +32,7 @@ def name(page):
 def there(tmp_path_factory):
     there = tmp_path_factory.mktemp("there")
     for folder in (there / USED, there / TRAINED):
-        for photos in ("PHOTOS", "photos"):
+        for photos in ("PHOTOS", "photos", "package/img/google/64"):
             (folder / photos).mkdir(parents=True)
             for i in range(120):
                 image = Image.fromarray(stored.photos(1, 32, 40, seed=i)[0])
@@ -50,7 +50,8 @@ def there(tmp_path_factory):
     for again in ("DIR", "runs/imported"):
         (used / again).symlink_to(run)
     data = {"name": "image_folder", "path": str(used / "PHOTOS"), "size": 32}
-    make_run(used / "runs" / "mine", COLOUR, **data)
+    mine = make_run(used / "runs" / "mine", COLOUR, **data)
+    (used / "runs" / "emoji").symlink_to(mine)
     return there
 
 

@@ -116,6 +116,8 @@ def draw_groups(groups: Sequence[Mapping[str, float]]) -> np.ndarray:
     right.bar(numbers, [group["channels"] for group in groups], color="lightgrey")
     right.bar(numbers, [group["active_channels"] for group in groups], color=colors)
     right.set(xlabel="group, from the top", ylabel="active channels")
+    for axis in (left.xaxis, right.xaxis, right.yaxis):
+        axis.get_major_locator().set_params(integer=True)
     return pixels(figure)
 
 

@@ -1,4 +1,4 @@
-"""The mode `neighbors`: are samples copies of training images?"""
+"""The mode `neighbors`: whether samples are copies of training images."""
 
 from __future__ import annotations
 
