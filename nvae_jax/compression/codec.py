@@ -165,7 +165,7 @@ def decompress(
     network.spent = spent.network
     low_bits = packed.coding["low_bits"]
     precisions = [np.asarray([int(p, 16) - 1 for p in group]) for group in packed.coding["levels"]]
-    coder = BatchCoder(network, precisions, low_bits, spent.coder)
+    coder = BatchCoder(network, precisions, low_bits, spent.coder, scrambled=packed.version > 1)
     bits = model_bits(model.config) + low_bits
     total = sum(tiles.number(shape, coder.tile_shape[:2]) for shape in shapes)
     first = first_check = decoded = 0
