@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import SMALL
 
-from nvae_jax.compression import container
+from nvae_jax.compression import coder, container
 from nvae_jax.compression.codec import compress, decompress
 from nvae_jax.compression.network import check_codable
 from nvae_jax.errors import ConfigError
@@ -129,6 +129,17 @@ def test_no_byte_of_a_file_can_change(colour):
             damaged[place] ^= 1 << bit
             with pytest.raises(ConfigError, match=r"f\.nvae"):
                 next(decompress(colour, bytes(damaged), field="f.nvae"))
+
+
+def test_files_of_the_first_format_are_read(colour):
+    images = samples(colour, 60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coder.Stack, "scramble", lambda stack, bits: None)
+        content = compress(colour, images, by_model=True).content
+    packed = dataclasses.replace(container.read(content, "f"), version=1)
+    back = dict(decompress(colour, container.write(packed)))
+    for number, image in enumerate(images):
+        np.testing.assert_array_equal(back[number], image)
 
 
 def test_what_cannot_be_coded_is_refused(colour, binary):

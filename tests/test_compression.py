@@ -112,6 +112,34 @@ def test_latents_come_back_and_the_stack_is_what_it_was(seed, precisions):
     np.testing.assert_array_equal(stack.words(), before)
 
 
+@quickly(max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1), words=st.integers(1, 40), bits=st.integers(0, 2000))
+def test_what_is_scrambled_twice_is_as_it_was(seed, words, bits):
+    rng = np.random.default_rng(seed)
+    stack = random_stack(words, seed)
+    stack.push(rng.integers(0, 2, 50), stack.binary, rng.uniform(0.1, 0.9, 50))
+    before, size = stack.words(), stack.bits
+    stack.scramble(bits)
+    assert stack.bits == size
+    assert (bits < 16 or size < 80) == np.array_equal(stack.words(), before)
+    stack.scramble(bits)
+    np.testing.assert_array_equal(stack.words(), before)
+
+
+def test_samples_of_one_image_say_nothing_of_the_next_ones():
+    # The posterior is in the prior's upper tail for every image. The bits that say so are on top of
+    # the stack when the next image is sampled, which must not be in the posterior's upper tail.
+    bins = LatentBins(np.full(1, 5))
+    offset, ratio = np.full((1, 4, 4, 1), 2.0), np.full((1, 4, 4, 1), 0.3)
+    stack, means = random_stack(), []
+    for _ in range(200):
+        stack.scramble(16 * 8)
+        n = bins.draw(stack, offset, ratio)
+        bins.push(stack, n)
+        means.append(n.mean() / 2**5)
+    assert np.mean(means) == pytest.approx(2, abs=4 * 0.3 / np.sqrt(16 * 200))
+
+
 def test_latents_cost_the_divergence_of_the_posterior_from_the_prior():
     bins = LatentBins(np.full(1, 5))
     shape = (1, 200, 200, 1)

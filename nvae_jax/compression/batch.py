@@ -1,9 +1,9 @@
 """A batch of tiles on the stack, by bits back.
 
-Encoding draws the latents from their posteriors, by popping them group by group from the top; then
-pushes the pixels, and then the latents under their priors, in reverse. Decoding pops the latents
-under their priors, from the top, and the pixels; now it knows the posteriors, and pushes the
-latents back, which leaves the stack as it was before the batch.
+Encoding scrambles the top of the stack and draws the latents from their posteriors, by popping them
+group by group from the top; then pushes the pixels, and then the latents under their priors, in
+reverse. Decoding pops the latents under their priors, from the top, and the pixels; now it knows
+the posteriors, and pushes the latents back, which leaves the stack as it was before the batch.
 
 All latents have to be drawn before the first pixel is coded: the posterior of a group depends on
 the image and on the groups above, so no group can be undrawn before the image is known, and the
@@ -14,6 +14,7 @@ neighbours; Kingma et al., ICML 2019.)
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
@@ -35,6 +36,7 @@ class BatchCoder:
       precisions: (Z,) of each group, see `latents`.
       low_bits: bits of a level below those that the model codes, which are stored as they are.
       spent: is told the time of pushing and popping.
+      scrambled: whether the stack is scrambled before latents are drawn, see `Stack.scramble`.
 
     Attributes:
       tile_shape: (h, w, C).
@@ -45,9 +47,15 @@ class BatchCoder:
     """
 
     def __init__(
-        self, network: Network, precisions: Sequence[np.ndarray], low_bits: int, spent: Seconds
+        self,
+        network: Network,
+        precisions: Sequence[np.ndarray],
+        low_bits: int,
+        spent: Seconds,
+        scrambled: bool = True,
     ):
         self._network, self._low_bits, self._spent = network, low_bits, spent
+        self._scrambled = scrambled
         self.tile_shape = network.config.image.inner_shape
         self.batch_size = network.batch_size
         self._bins = [LatentBins(np.asarray(group)) for group in precisions]
@@ -71,6 +79,7 @@ class BatchCoder:
         """
         network, count = self._network, len(tiles)
         levels = self._filled(tiles >> self._low_bits)
+        self._scramble(stack, count)
         h, prior = network.start()
         drawn = []
         for g, tap in enumerate(network.taps(levels)):
@@ -130,7 +139,14 @@ class BatchCoder:
             n, posterior = parts[g]
             with self._spent.counted():
                 self._bins[g].undraw(stack, n, *_relative(seen[g][1], posterior, count))
+        self._scramble(stack, count)
         return tiles
+
+    def _scramble(self, stack: Stack, count: int) -> None:
+        """Scrambles the bits that the latents of `count` tiles are drawn from, or undoes that."""
+        if self._scrambled:
+            with self._spent.counted():
+                stack.scramble(math.ceil(count * self.entropy))
 
     def _through_flows(self, group: int, n: np.ndarray, prior: Belief) -> np.ndarray:
         for shift in self._cells[group]:

@@ -54,6 +54,7 @@ def compress(
     batch_size: int = 1,
     stream_images: int | None = None,
     done: Done = lambda number, of: None,
+    by_model: bool = False,
 ) -> Compressed:
     """Compresses images without loss.
 
@@ -66,6 +67,8 @@ def compress(
         bits of simply coded images as a batch's latents have.
       stream_images: images in a stream, which can be decoded without the others; None: all.
       done: is told how far the work is.
+      by_model: whether a stream is coded by the model even where the simple codec of its opening
+        would make it shorter, to measure the model.
 
     Raises:
       ConfigError: an image is not what the model can code, or the model cannot be coded with.
@@ -97,7 +100,9 @@ def compress(
                 done(before + number, total)
 
             parts = np.concatenate([tiles.split(image, tile) for image in part])
-            stream, stream_ledger = encode_stream(coder, len(part), parts, mask, bits, progress)
+            stream, stream_ledger = encode_stream(
+                coder, len(part), parts, mask, bits, progress, by_model
+            )
             before += len(mask)
             streams.append(stream)
             ledger.update(stream_ledger)
@@ -160,7 +165,7 @@ def decompress(
     network.spent = spent.network
     low_bits = packed.coding["low_bits"]
     precisions = [np.asarray([int(p, 16) - 1 for p in group]) for group in packed.coding["levels"]]
-    coder = BatchCoder(network, precisions, low_bits, spent.coder)
+    coder = BatchCoder(network, precisions, low_bits, spent.coder, scrambled=packed.version > 1)
     bits = model_bits(model.config) + low_bits
     total = sum(tiles.number(shape, coder.tile_shape[:2]) for shape in shapes)
     first = first_check = decoded = 0

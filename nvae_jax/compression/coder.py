@@ -15,6 +15,7 @@ import numpy as np
 from nvae_jax.errors import ConfigError
 
 SPARE_BITS = 64  # must be left on the stack, or its last words are no longer random
+_SCRAMBLED = 16  # bits at a time
 
 
 class ExhaustedError(Exception):
@@ -77,6 +78,19 @@ class Stack:
             return np.asarray(self._coder.get_compressed(unseal), np.uint32)
         except (AssertionError, ValueError) as error:
             raise MismatchError("the last bits are not those that coding began with") from error
+
+    def scramble(self, bits: int) -> None:
+        """Makes so many bits at the top look random; done again, they are as they were.
+
+        A sample is as random as the bits that it is popped from. Those at the top are what was
+        pushed last, the latents of other images under their prior: without this, one whose latent
+        is in a tail of the prior would have the next image's in the same tail of its posterior.
+        """
+        number = max(0, min(bits, self.bits - SPARE_BITS) // _SCRAMBLED)
+        key = np.random.PCG64(self.bits).random_raw(number) >> np.uint64(64 - _SCRAMBLED)
+        uniform = self.models.Uniform(1 << _SCRAMBLED)
+        if number:
+            self.push(self.pop((number,), uniform) ^ key.astype(np.int32), uniform)
 
     def push(self, symbols: np.ndarray, model: Any, *parameters: np.ndarray) -> None:
         """Pushes symbols of any shape, whose parameters have the same shape.

@@ -29,7 +29,8 @@ import numpy as np
 from nvae_jax.errors import ConfigError, require
 
 MAGIC = b"\x93NVAE\r\n\x1a"  # not text, and what transfers as text damage is in it
-VERSION = 1
+VERSION = 2
+VERSIONS = (1, VERSION)  # that are read; in the first, the stack is not scrambled
 _START = struct.Struct("<8sHII")
 
 
@@ -61,6 +62,7 @@ class Container:
       shapes: (height, width) of every image.
       check_words: (N,) uint32.
       streams: the streams.
+      version: of the format.
     """
 
     made_with: dict[str, Any]
@@ -69,6 +71,7 @@ class Container:
     shapes: list[tuple[int, int]]
     check_words: np.ndarray
     streams: list[Stream]
+    version: int = VERSION
 
 
 def write(container: Container) -> bytes:
@@ -87,7 +90,7 @@ def write(container: Container) -> bytes:
         ],
     }
     packed = zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 9)
-    start = _START.pack(MAGIC, VERSION, len(packed), zlib.crc32(packed))
+    start = _START.pack(MAGIC, container.version, len(packed), zlib.crc32(packed))
     start += struct.pack("<I", zlib.crc32(start))
     return b"".join([start, packed, checks, *contents])
 
@@ -112,7 +115,8 @@ def read(content: bytes, field: str) -> Container:
     if not intact:
         raise _damaged(field, "its first bytes")
     _, version, length, check = _START.unpack_from(content)
-    require(f"the format of {field}", version, version == VERSION, f"{VERSION}")
+    allowed = " or ".join(map(str, VERSIONS))
+    require(f"the format of {field}", version, version in VERSIONS, allowed)
     packed = content[first : first + length]
     if len(packed) != length or zlib.crc32(packed) != check:
         raise _damaged(field, "its header")
@@ -135,7 +139,7 @@ def read(content: bytes, field: str) -> Container:
     ]
     shapes = [(height, width) for count, height, width in header["shapes"] for _ in range(count)]
     return Container(
-        header["made_with"], header["coding"], header["names"], shapes, words[0], streams
+        header["made_with"], header["coding"], header["names"], shapes, words[0], streams, version
     )
 
 

@@ -59,6 +59,7 @@ def encode_stream(
     mask: np.ndarray,
     num_bits: int,
     done: Callable[[int], None],
+    by_model: bool = False,
 ) -> tuple[Stream, Counter[str]]:
     """Codes tiles on one stack, which begins with the bytes of an opening.
 
@@ -69,6 +70,7 @@ def encode_stream(
       mask: (N, h, w) bool, what is coded of them.
       num_bits: of the tiles' levels.
       done: is told how many tiles are done.
+      by_model: whether all but the opening is by the model even where the simple codec is better.
 
     Returns: the stream, and where its bits went.
     """
@@ -98,7 +100,7 @@ def encode_stream(
         ledger["word boundary"] = 32 * len(words) - stack.bits
         # Where it is close, or a stream is short, the simple codec may be better.
         clear = 4 * len(words) < 0.8 * simple_bytes * number
-        if clear or 4 * len(words) <= len(compress_opening(tiles, num_bits)):
+        if by_model or clear or 4 * len(words) <= len(compress_opening(tiles, num_bits)):
             return Stream(images, opening, len(content), words), ledger
         break
     content = compress_opening(tiles, num_bits)
