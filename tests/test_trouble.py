@@ -4,10 +4,13 @@ With the stand-in update of `stand_in.py`, of which every applied one adds 1 to 
 have nine steps and a checkpoint after every third.
 """
 
+import contextlib
 import errno
 import json
+import os
 import re
 import shutil
+import subprocess
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -241,6 +244,53 @@ def test_a_full_disk_does_not_end_a_run(user, monkeypatch, method, room):
     assert "done, 9 steps" in output
     assert Workdir(run).checkpoints.steps() == [room, 9]
     assert applied(user, run) == 9
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a file system of 2 MiB."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", os.fspath(tmp_path)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+class Filler:
+    """Fills a disk after one step, and makes room after another."""
+
+    def __init__(self, folder, full, room):
+        self.path, self.full, self.room = folder / "filler", full, room
+
+    def updated(self):
+        pass
+
+    def requested(self, step):
+        if step == self.full:
+            with contextlib.suppress(OSError), self.path.open("wb", 0) as file:
+                while True:
+                    file.write(bytes(4096))
+        elif step == self.room:
+            self.path.unlink()
+        return False
+
+
+@pytest.mark.parametrize("full", [2, 4])
+def test_a_run_on_a_disk_that_is_full_for_a_while_loses_nothing(user, small_disk, full):
+    run, unbroken, longer = (
+        os.fspath(small_disk / "run"),
+        f"room{full}",
+        "--config.training.epochs=8",
+    )
+    output = user.train(run, SAVES, longer, own=True, preemption=Filler(small_disk, full, room=18))
+    assert "done, 24 steps" in output
+    assert "No space left on device" in output
+    assert "IS NOT SAVED" in output
+    assert user.steps(run) == [*range(1, 25)]
+    assert Workdir(run).checkpoints.steps()[-1] == 24
+    user.train(unbroken, SAVES, longer, own=True)
+    for name in ("params", "opt_state", "batch_stats", "health", "seed"):
+        np.testing.assert_equal(arrays(run, 24, name), arrays(unbroken, 24, name))
 
 
 def test_a_run_whose_last_save_fails_is_not_done(user, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from nvae_jax.errors import ConfigError
@@ -20,7 +21,8 @@ class Saver:
 
     def __init__(self, workdir: Workdir):
         self._workdir = workdir
-        self._failed: int | None = None  # the step of the save that failed
+        self._started: int | None = None  # the step of a save that is not verified yet
+        self._failed: int | None = None  # that of one that failed, until a later one is verified
 
     @property
     def note(self) -> str:
@@ -31,8 +33,8 @@ class Saver:
 
     @property
     def failed(self) -> bool:
-        """Whether the last save is known to have failed."""
-        return self._failed is not None
+        """Whether the last save is known to have failed, and none is under way."""
+        return self._failed is not None and self._started is None
 
     def settle(self, step: int, wait: bool = False) -> None:
         """Looks whether the last save has failed, after `step`; the log says so.
@@ -43,12 +45,12 @@ class Saver:
         """
         checkpoints = self._workdir.checkpoints
         try:
-            if wait:
-                checkpoints.wait()
-            else:
-                checkpoints.settle()
+            settled = checkpoints.settle(wait)
         except ConfigError as error:
             self._fail(step, error)
+        else:
+            if settled:
+                self._verified()
 
     def save(self, step: int, state: TrainState, nelbo: float | None = None) -> None:
         """Starts to save a state, which is being written when this returns.
@@ -64,15 +66,16 @@ class Saver:
         metadata: dict[str, Any] = {"step": step} | ({} if nelbo is None else {NELBO: nelbo})
         for _ in range(2):  # the first time, the error may be that of the save before
             try:
-                if self._workdir.checkpoints.latest_step() != step:
+                latest = self._workdir.checkpoints.latest_step()
+                self._verified()
+                if latest != step:
                     self._workdir.checkpoints.save(step, state, metadata)
+                    self._started = step
+                return
             except NotFiniteError:
                 raise
             except ConfigError as error:
                 self._fail(step, error)
-            else:
-                self._failed = None
-                return
 
     def complete(self, step: int, state: TrainState, nelbo: float | None = None) -> None:
         """Saves a state, if it is not saved yet, and waits until it is verified.
@@ -89,10 +92,18 @@ class Saver:
                 "place with space that this user may write to"
             )
 
+    def _verified(self) -> None:
+        """Nothing is under way: what was started is saved."""
+        if self._started is not None:
+            self._started = self._failed = None
+
     def _fail(self, step: int, error: ConfigError) -> None:
         checkpoints = self._workdir.checkpoints
         checkpoints.abandon()
-        checkpoints.remove_unfinished()
+        # Threads of Orbax may still write there, and do until they see that they cannot.
+        with contextlib.suppress(ConfigError):
+            checkpoints.remove_unfinished()
+        self._started = None
         if self._failed is None:
             self._workdir.log(
                 f"step {step:,}: a checkpoint is not saved ({error}); training goes on and tries "

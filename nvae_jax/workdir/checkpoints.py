@@ -210,15 +210,19 @@ class Checkpoints:
         """The latest checkpoint's step, or None, after waiting for the save in progress."""
         return max(self.steps(), default=None)
 
-    def settle(self) -> None:
-        """As `wait`, if the last save has come to its end already.
+    def settle(self, wait: bool = True) -> bool:
+        """As `wait`, if the last save has come to its end already or is to be waited for.
 
         Several processes, which may see that at different times, leave it to the next save.
+
+        Returns: whether no save is under way.
         """
-        if self._manager is None or jax.process_count() > 1:
-            return
-        if not self._manager.is_saving_in_progress():
-            self.wait()
+        if self._manager is None:
+            return True
+        if not wait and (jax.process_count() > 1 or self._manager.is_saving_in_progress()):
+            return False
+        self.wait()
+        return True
 
     def wait(self) -> None:
         """Waits for the save in progress, if any, verifies it, and deletes what it replaces.
