@@ -104,6 +104,7 @@ _MODES = {
     "edit": ["--batch_size=4"],
     "fid": ["--num_images=16", "--reference_images=16", "--batch_size=8"],
     "export": ["--batch_size=2"],
+    "compress": ["--images=test:0-1", "--compare=false"],
 }
 _ELSEWHERE = {name: value for name, value in OWN.items() if not name.startswith("data.")}
 _RARELY = dict.fromkeys(

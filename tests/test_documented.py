@@ -32,11 +32,13 @@ def name(page):
 def there(tmp_path_factory):
     there = tmp_path_factory.mktemp("there")
     for folder in (there / USED, there / TRAINED):
-        for photos in ("PHOTOS", "photos", "package/img/google/64"):
+        for photos in ("PHOTOS", "package/img/google/64"):
             (folder / photos).mkdir(parents=True)
             for i in range(120):
                 image = Image.fromarray(stored.photos(1, 32, 40, seed=i)[0])
                 image.save(folder / photos / f"{i:03d}.png")
+        (folder / "photos").mkdir()  # grey ones, as the model of DIR has them
+        image.convert("L").save(folder / "photos" / "000.png")
         (folder / "configs").symlink_to(ROOT / "configs")
         (folder / "launch").symlink_to(ROOT / "launch")
         (folder / "docs" / "comparison").mkdir(parents=True)
