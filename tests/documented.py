@@ -203,8 +203,9 @@ def measure_little() -> None:
     import jax
     from test_costs import report
 
+    from nvae_jax.compression.spent import Spent
     from nvae_jax.config.run import read_run
-    from nvae_jax.measuring import aot, benchmark, comparison, costs, topologies
+    from nvae_jax.measuring import aot, benchmark, comparison, compression, costs, topologies
     from nvae_jax.measuring.benchmark_report import Benchmark
     from nvae_jax.measuring.roofline import Machine
     from nvae_jax.measuring.timing import Row
@@ -220,6 +221,15 @@ def measure_little() -> None:
             {"devices": 1, "device_kind": "cpu"}, name, overrides, settings, machine, rows
         )
 
+    seconds = {part: {"wall": 1.0, "processor": 1.0} for part in dataclasses.asdict(Spent())}
+
+    def compressed(model, images, lengths, batch_sizes, compare):
+        made = 100, 790.0, {"pixels": 800.0}, 1, 10.0, seconds, seconds
+        records = [compression.Record(n, b, *made) for n in lengths for b in batch_sizes]
+        return compression.Measured("a run", 784, records, {})
+
+    compression.measure_compression = compressed
+    compression.crops = lambda model, splits, number: [None] * number
     topologies.make_devices = costs.make_devices = devices
     aot.compile_step = lambda *_: report()
     benchmark.measure_run = measured

@@ -11,6 +11,7 @@ from commands import Commands
 from documented import PAGES, ROOT, calls, scripts, smaller
 from PIL import Image
 from tiny import RUN_CONFIG, make_run
+from xla import xla_flags
 
 from nvae_jax.command_line import read_flags
 from nvae_jax.modes.table import MODES
@@ -53,18 +54,16 @@ def there(tmp_path_factory):
         (used / again).symlink_to(run)
     data = {"name": "image_folder", "path": str(used / "PHOTOS"), "size": 32}
     mine = make_run(used / "runs" / "mine", COLOUR, **data)
-    (used / "runs" / "emoji").symlink_to(mine)
+    for again in ("emoji", "photos32"):
+        (used / "runs" / again).symlink_to(mine)
     return there
 
 
 @pytest.fixture(scope="module")
 def run(there):
     """Runs a command, once for all pages, and checks its exit code."""
-    one = "--xla_force_host_platform_device_count=1"
-    servers = {
-        folder: Commands(there / folder, XLA_FLAGS=one, XDG_CACHE_HOME=str(there / "cache"))
-        for folder in (USED, TRAINED)
-    }
+    environment = {"XLA_FLAGS": xla_flags(1), "XDG_CACHE_HOME": str(there / "cache")}
+    servers = {folder: Commands(there / folder, **environment) for folder in (USED, TRAINED)}
     start = ["--config", "configs/digits.py", "--workdir", "DIR"]  # of a run that goes on
     done = set()
 

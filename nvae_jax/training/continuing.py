@@ -180,7 +180,7 @@ def restore(checkpoints: Checkpoints, step: int, wanted: TrainState) -> TrainSta
         wanted,
         opt_state=opt_state,
         health=wanted.health if healthy else None,
-        **dict.fromkeys(fresh.values()),
+        **dict.fromkeys(fresh.values()),  # type: ignore[arg-type]
     )
     state, _ = checkpoints.restore(asked, step, optional=AVERAGES.values())
     if int(state.step) != step:

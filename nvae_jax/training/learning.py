@@ -98,5 +98,7 @@ def independent_limit(run: RunConfig, dataset: Dataset) -> float:
 
 def _minimised(means: Mapping[str, SupportsFloat]) -> float:
     """Of one draw per image; without the balancing of groups."""
+    if "kl" not in means:  # of an objective without one, which has no limit either
+        return math.inf
     reconstruction, kl, weight = (float(means[n]) for n in ("reconstruction", "kl", "kl_weight"))
     return reconstruction + weight * kl
