@@ -10,7 +10,13 @@ from tiny import tiny_run
 from nvae_jax.data.sources import Dataset
 from nvae_jax.objectives.table import OBJECTIVES
 from nvae_jax.training.guard import STRETCH
-from nvae_jax.training.learning import WINDOWS, Learning, NothingLearnedError, independent_limit
+from nvae_jax.training.learning import (
+    WINDOWS,
+    Learning,
+    NothingLearnedError,
+    independent_limit,
+    is_judged,
+)
 
 LATE = 500 + STRETCH
 
@@ -59,8 +65,21 @@ def test_the_limit_is_that_of_independent_pixels_and_a_twentieth_of_uniform_ones
     bits = 1 if image.binarize else image.num_bits
     one_bit = image.num_dimensions * math.log(2)
     assert independent_limit(run, data) == pytest.approx(one_bit * (1 + 0.05 * bits))
+
+
+def test_only_runs_that_minimise_the_weighted_bound_are_judged():
+    run = tiny_run()
     for name, objective in OBJECTIVES.items():
-        other = dataclasses.replace(run, objective=objective())
-        assert (independent_limit(other, data) == math.inf) == (name != "elbo")
-    weighted = dataclasses.replace(run, objective=OBJECTIVES["elbo"](beta=4.0))
-    assert independent_limit(weighted, data) == math.inf
+        assert is_judged(dataclasses.replace(run, objective=objective())) == (name == "elbo")
+    assert not is_judged(dataclasses.replace(run, objective=OBJECTIVES["elbo"](beta=4.0)))
+    others = Learning(500, None)
+    for _ in range(WINDOWS):
+        others.window(LATE, {"reconstruction": 31.0})  # such objectives may have no KL
+    others.end(LATE)
+
+
+def test_windows_of_the_past_that_lack_a_term_are_left_out():
+    learning = Learning(500, lambda: 30.0, [{"nelbo": 31.0}, *map(means, [31.0] * (WINDOWS - 1))])
+    learning.end(LATE)
+    with pytest.raises(NothingLearnedError):
+        learning.window(LATE, means(31.0))

@@ -217,6 +217,17 @@ TOOLS = [
     ("compare", ["a={there}/run", "--output={there}/empty"], "{there}/empty"),
     ("import_official", ["{there}/file", "--workdir=/proc/new"], UNREADABLE),
     ("loading", ["--config={there}/absent.py"], "{there}/absent.py"),
+    ("comparison", ["{there}/absent.json", "--output={there}/x"], "{there}/absent.json"),
+    ("comparison", ["{there}/file.json", "--output={there}/x"], "{there}/file.json"),
+    ("compression", [], "either --workdir or files of figures"),
+    ("compression", ["--workdir={there}/absent"], "{there}/absent"),
+    ("compression", [RUN, "--images={there}/absent.png"], "{there}/absent.png"),
+    ("compression", [RUN, "--images=test:0-3", "--lengths", "9"], "--lengths is 9"),
+    ("compression", [RUN, "--crops=3"], "photos, for crops"),
+    ("compression", [RUN, "--picture={there}/absent/x.png"], "{there}/absent/x.png"),
+    ("compression", ["{there}/file.json"], "{there}/file.json"),
+    ("compression", ["{there}/figures.json"], "{there}/figures.json"),
+    ("compression", ["{there}/figures.json", "--json={there}/x.json"], "allowed: with --workdir"),
 ]
 
 
@@ -226,6 +237,7 @@ def there(tmp_path_factory):
     there = tmp_path_factory.mktemp("there")
     for name in ("file", "file.json", "file.pb", "file.pth"):
         (there / name).write_text("neither an image nor a run")
+    (there / "figures.json").write_text('{"records": []}')
     (there / "broken.py").write_text("def get_config(:")
     for name in ("ValueError('no such value')", "TypeError('one argument')"):
         path = there / f"{name.partition('Error')[0].lower()}_error.py"

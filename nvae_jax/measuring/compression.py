@@ -174,6 +174,8 @@ def read_measured(paths: Sequence[str]) -> list[Measured]:
     """
 
     def build(value: Any) -> Measured:
+        if not value["records"]:
+            raise ValueError("it has no records")
         return Measured(**value | {"records": [Record(**record) for record in value["records"]]})
 
     return [read_json("the file of figures", path, build) for path in paths]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from nvae_jax.command_line import door
 from nvae_jax.compression.images import named_images
-from nvae_jax.errors import ConfigError
+from nvae_jax.errors import ConfigError, require
 from nvae_jax.evaluation.trained import open_run
 from nvae_jax.measuring.compression import (
     crops,
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = parse(parser, argv)
         if (options.workdir is None) == (not options.files):
             raise ConfigError("either --workdir or files of figures are required")
+        require("--json", options.json, not (options.json and options.files), "with --workdir")
         check_file("--json", options.json)
         check_picture("--picture", options.picture)
         if options.files:

@@ -22,6 +22,7 @@ from nvae_jax.training.watch import DivergenceError
 
 WINDOWS = 10  # in a row that are judged together
 SLACK = 0.05  # of the nats of uniform pixels, by which independent pixels may be missed
+TERMS = {"reconstruction", "kl", "kl_weight"}  # of what is minimised, among the metrics
 FALLS = 0.99  # of the windows before: a bound that still falls
 REMEDIES = (
     "a new run, in another --workdir, with a lower --config.training.learning_rate; or, if the "
@@ -42,19 +43,22 @@ class Learning:
 
     Args:
       start: the step at which the warm-up ends, or from which the settings are what they are.
-      limit: nats per image above which nothing is learned; asked for once, when it is needed.
-      past: the metrics of the windows before, of a run that goes on.
+      limit: nats per image above which nothing is learned; asked for once, when it is needed. None:
+        the run is not judged.
+      past: the metrics of the windows before, of a run that goes on; those that lack a term, as
+        other versions may have written them, are left out.
     """
 
     def __init__(
         self,
         start: int,
-        limit: Callable[[], float],
+        limit: Callable[[], float] | None,
         past: Iterable[Mapping[str, SupportsFloat]] = (),
     ):
         self._first = start + STRETCH
-        self._limit = functools.cache(limit)
-        self._windows: deque[float] = deque(map(_minimised, past), maxlen=WINDOWS)
+        self._limit = None if limit is None else functools.cache(limit)
+        whole = (means for means in past if means.keys() >= TERMS)
+        self._windows: deque[float] = deque(map(_minimised, whole), maxlen=WINDOWS)
 
     def window(self, step: int, means: Mapping[str, SupportsFloat]) -> None:
         """Takes the mean metrics of a window of updates up to `step`.
@@ -62,6 +66,8 @@ class Learning:
         Raises:
           NothingLearnedError: nothing is learned, and what is minimised does not fall any more.
         """
+        if self._limit is None:
+            return
         self._windows.append(_minimised(means))
         half = WINDOWS // 2
         before, after = list(self._windows)[:half], list(self._windows)[half:]
@@ -74,7 +80,7 @@ class Learning:
         Raises:
           NothingLearnedError: nothing is learned.
         """
-        if step < self._first or len(self._windows) < WINDOWS:
+        if self._limit is None or step < self._first or len(self._windows) < WINDOWS:
             return
         if (least := min(self._windows)) > self._limit():
             raise NothingLearnedError(
@@ -84,13 +90,13 @@ class Learning:
             )
 
 
-def independent_limit(run: RunConfig, dataset: Dataset) -> float:
-    """Nats per image above which a run has learned nothing, on every process.
+def is_judged(run: RunConfig) -> bool:
+    """Whether a run minimises the weighted bound, and that of discrete pixels."""
+    return run.objective == ELBO and run.has_bound and run.model.likelihood != "normal"
 
-    Infinite where the weighted bound is not what is minimised, or not that of discrete pixels.
-    """
-    if run.objective != ELBO or not run.has_bound or run.model.likelihood == "normal":
-        return math.inf
+
+def independent_limit(run: RunConfig, dataset: Dataset) -> float:
+    """Nats per image above which a run that is judged has learned nothing, on every process."""
     image = run.model.image
     uniform = image.num_dimensions * math.log(2) * (1 if image.binarize else image.num_bits)
     return decided(lambda: pixel_entropy(dataset.train, image)) + SLACK * uniform
@@ -98,7 +104,4 @@ def independent_limit(run: RunConfig, dataset: Dataset) -> float:
 
 def _minimised(means: Mapping[str, SupportsFloat]) -> float:
     """Of one draw per image; without the balancing of groups."""
-    if "kl" not in means:  # of an objective without one, which has no limit either
-        return math.inf
-    reconstruction, kl, weight = (float(means[n]) for n in ("reconstruction", "kl", "kl_weight"))
-    return reconstruction + weight * kl
+    return float(means["reconstruction"]) + float(means["kl_weight"]) * float(means["kl"])

@@ -20,7 +20,7 @@ from nvae_jax.evaluation.pictures import draw_curves
 from nvae_jax.memory import give_back_freed_memory
 from nvae_jax.processes import decided
 from nvae_jax.training.criterion import Criterion
-from nvae_jax.training.learning import Learning, independent_limit
+from nvae_jax.training.learning import Learning, independent_limit, is_judged
 from nvae_jax.training.metrics import flatten_metrics, mean_metrics
 from nvae_jax.training.saving import Saver
 from nvae_jax.training.state import TrainState
@@ -99,7 +99,8 @@ class Recorder:
         self._watch = Watch(past, self._criterion)
         warm_up = self._training.warmup_epochs * (self._total_steps // self._training.epochs)
         limit = functools.partial(independent_limit, self._run, self._dataset)
-        self._learning = Learning(max(first, warm_up), limit, windows)
+        judged = is_judged(self._run)
+        self._learning = Learning(max(first, warm_up), limit if judged else None, windows)
 
     def is_due(self, step: int) -> bool:
         """Whether more than counting is to be done after `step`."""
