@@ -4,10 +4,10 @@ Command: python -m nvae_jax.main --config configs/image_folder.py:cpu64 --config
 --workdir DIR; nothing has to be prepared.
 Presets, behind the colon: cpu32 and cpu64 for two CPU cores, at 32×32 and 64×64; small_gpu (the
 default) and large_gpu at 64×64 and 128×128. Other sizes: --config.data.size=96, multiples of 8.
-Hardware and time: on two CPU cores, cpu64 did its first update 65 s after its first start, which
-compiles, and 1.3 updates of 16 images per second; it used 4.3 GB of memory in half an hour. cpu32
-is smaller. small_gpu requires 16.7 GiB on CPU as the compiler counts it and 1.2 TFLOP per update of
-32 images. The GPU presets are not measured.
+Hardware and time: on two CPU cores, cpu64 did its first update 65 to 85 s after its first start,
+which compiles, and 1.3 updates of 16 images per second; it used 3.4 GB of memory in half an hour.
+cpu32 is smaller. small_gpu requires 16.7 GiB on CPU as the compiler counts it and 1.2 TFLOP per
+update of 32 images. The GPU presets are not measured.
 Result: depends on the images. The log says what independent pixels achieve on them.
 """
 
