@@ -21,6 +21,7 @@ from nvae_jax.data.sources.scikit import Photos
 from nvae_jax.errors import require
 from nvae_jax.evaluation.trained import TrainedModel
 from nvae_jax.measuring.results import markdown, new_figure, read_json, save_figure
+from nvae_jax.modes.compress import progress
 
 ONCE = ("opening", "header", "checks", "word boundary")  # parts of a file that are not the model's
 
@@ -145,9 +146,11 @@ def measure_compression(
 def _record(
     model: TrainedModel, images: Sequence[np.ndarray], nelbo: np.ndarray, batch_size: int
 ) -> Record:
-    made = compress(model, images, batch_size=batch_size, by_model=True)
+    done = progress(model, "compressed")
+    made = compress(model, images, batch_size=batch_size, by_model=True, done=done)
     decoding, came_back = Spent(), 0
-    for number, image in decompress(model, made.content, spent=decoding):
+    done = progress(model, "decompressed")
+    for number, image in decompress(model, made.content, spent=decoding, done=done):
         if not np.array_equal(image, images[number]):
             raise RuntimeError(f"image {number} came back as another one")
         came_back += 1
