@@ -35,7 +35,7 @@ from typing import Any
 import flax
 import jax
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 import nvae_jax
 from nvae_jax.command_line import (
@@ -53,8 +53,8 @@ from nvae_jax.compilation import (
     keep_compiled_programs,
     leaving_promptly,
 )
-from nvae_jax.config.overrides import FIELDS, OVERRIDE, check_name, parse_overrides, with_overrides
-from nvae_jax.config.run import PLACES, RunConfig, read_run
+from nvae_jax.config.overrides import FIELDS, OVERRIDE, check_name, parse_overrides
+from nvae_jax.config.run import PLACES, RunConfig, Source, load_run
 from nvae_jax.data.prepare import prepare
 from nvae_jax.errors import refusing_exhausted, require
 from nvae_jax.evaluation.trained import open_run
@@ -178,15 +178,13 @@ def main(argv: list[str]) -> None:
 
 def _run() -> RunConfig:
     """The run that the configuration describes, or the saved one with other values of fields."""
-    if _CONFIG.value is not None:
-        settings = _CONFIG.value
-        settings = settings.to_dict() if isinstance(settings, ConfigDict) else settings
-    else:
+    source: Source | None = _CONFIG.value
+    if source is None:
         allowed = "a configuration, or --workdir of a run that exists"
         saved = _WORKDIR.value is not None and Workdir(_WORKDIR.value).has_config()
         require("--config", None, saved, allowed)
-        settings = Workdir(str(_WORKDIR.value)).load_config()
-    return read_run(with_overrides(settings, parse_overrides(_FIELDS)))
+        source = Workdir(str(_WORKDIR.value))
+    return load_run(source, parse_overrides(_FIELDS))
 
 
 def _places(mode: str) -> dict[str, Any]:

@@ -23,10 +23,9 @@ import jax
 
 from nvae_jax.api.run import Run
 from nvae_jax.compilation import keep_compiled_programs
-from nvae_jax.config.run import RunConfig, read_run
+from nvae_jax.config.run import RunConfig, load_run
 from nvae_jax.evaluation.trained import open_run
 from nvae_jax.evaluation.weights import read_weights
-from nvae_jax.packaged import read_config_file
 from nvae_jax.parallel import replicated
 from nvae_jax.training import loop
 from nvae_jax.workdir import Workdir
@@ -98,12 +97,8 @@ def train(
     275.71
     """
     keep_compiled_programs()
-    settings: Any = config
-    if config is None:
-        settings = Workdir(workdir).load_config()
-    elif isinstance(config, str | os.PathLike):
-        settings = read_config_file(os.fspath(config))
-    run = config if isinstance(config, RunConfig) else read_run(settings)
-    record = loop.train(run, workdir, accept_changes=accept_changes)
+    if not isinstance(config, RunConfig):
+        config = load_run(Workdir(workdir) if config is None else config)
+    record = loop.train(config, workdir, accept_changes=accept_changes)
     assert record is not None  # nothing can preempt it
     return record

@@ -166,13 +166,13 @@ def open_run(
       ConfigError: `path` is not the folder of a run, holds no checkpoint, or a configuration that
         does not describe what the checkpoint holds, or the checkpoint is not finite.
     """
-    from nvae_jax.config.run import read_run
+    from nvae_jax.config.run import load_run
     from nvae_jax.workdir import Workdir
     from nvae_jax.workdir.integrity import DamagedError
 
     workdir = Workdir(path, results=results)
     log = log or workdir.log
-    run = read_run(workdir.load_config()).with_data_at(places or {})
+    run = load_run(workdir).with_data_at(places or {})
     mesh = make_mesh() if mesh is None else mesh
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),

@@ -16,7 +16,7 @@ import jax
 import optax
 
 from nvae_jax.compilation import usable_cores
-from nvae_jax.config.run import read_run
+from nvae_jax.config.run import load_run
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.errors import require
 from nvae_jax.measuring import step_split, workloads
@@ -90,7 +90,7 @@ def measure_run(
     Raises:
       ConfigError: the settings do not describe a run, or their dataset is not here.
     """
-    run = read_run(with_data(settings))
+    run = load_run(with_data(settings))
     nvae: Any = run.model
     has_operations = "operations" not in parts or isinstance(nvae, ModelConfig)
     require("--what", "operations", has_operations, "with model.name = 'nvae' only")

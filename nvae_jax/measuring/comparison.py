@@ -7,13 +7,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from nvae_jax.config.overrides import check_name, with_overrides
-from nvae_jax.config.run import RunConfig, read_run
+from nvae_jax.config.overrides import check_name
+from nvae_jax.config.run import RunConfig, load_run
 from nvae_jax.errors import reading, require, writing
 from nvae_jax.evaluation.distances import frechet_distance, gaussian, kernel_distance
 from nvae_jax.evaluation.inputs import fixed_split, read_pixels
@@ -23,7 +22,6 @@ from nvae_jax.evaluation.sampling import sample_batches
 from nvae_jax.evaluation.trained import TrainedModel, open_run
 from nvae_jax.measuring.gallery import copy_enlarged
 from nvae_jax.measuring.results import markdown
-from nvae_jax.measuring.settings import read_settings
 from nvae_jax.model import variable_shapes
 from nvae_jax.modes.codes import CodesOptions, codes
 from nvae_jax.modes.results import save_report
@@ -36,19 +34,20 @@ RESULT = "comparison"
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One that is compared.
+    """A model that is compared.
 
     Attributes:
       title: of its row; it is also the name of its runs' folders.
-      settings: of its run.
+      run: how it is trained, with any seed.
     """
 
     title: str
-    settings: Mapping[str, Any]
+    run: RunConfig
 
-    def run(self, seed: int) -> RunConfig:
-        """Its run with a seed."""
-        return read_run(with_overrides(self.settings, {"training.seed": seed}))
+    def with_seed(self, seed: int) -> RunConfig:
+        """The run with a seed."""
+        training = dataclasses.replace(self.run.training, seed=seed)
+        return dataclasses.replace(self.run, training=training)
 
     def folder(self, seed: int) -> str:
         """The name of the folder of that run."""
@@ -93,10 +92,10 @@ def read_entries(path: str) -> list[Entry]:
     for title, config, overrides in given:
         for name in overrides:
             check_name(name)
-        entries.append(Entry(title, with_overrides(read_settings(config), overrides)))
+        entries.append(Entry(title, load_run(config, overrides)))
     titles = [entry.title for entry in entries]
     require("list", titles, len(set(titles)) == len(titles) > 0, "one title for each entry")
-    runs = [entry.run(0) for entry in entries]
+    runs = [entry.run for entry in entries]
     for name in ("data", "training.epochs", "training.batch_size"):
         section, _, field = name.partition(".")
         values = [
@@ -122,12 +121,12 @@ def compare(entries: Sequence[Entry], seeds: int, output: Path) -> str:
     for entry in entries:
         measured[entry.title] = []
         for seed in range(seeds):
-            run, path = entry.run(seed), output / entry.folder(seed)
+            run, path = entry.with_seed(seed), output / entry.folder(seed)
             last = train(run, path)
             assert last is not None  # nobody asks it to stop
             measured[entry.title].append(_measured(path))
     pictures = {entry.title: _pictures(output, entry) for entry in entries}
-    return _page(entries[0].run(0), measured, pictures, seeds)
+    return _page(entries[0].run, measured, pictures, seeds)
 
 
 def _measured(path: Path) -> dict[str, float]:

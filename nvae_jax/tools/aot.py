@@ -15,10 +15,11 @@ import dataclasses
 from collections.abc import Sequence
 
 from nvae_jax.command_line import door
+from nvae_jax.config.run import load_run
 from nvae_jax.errors import ConfigError
 from nvae_jax.measuring.aot import candidates, search
+from nvae_jax.measuring.options import make_parser, parse
 from nvae_jax.measuring.results import check_file, write_json
-from nvae_jax.measuring.settings import make_parser, parse, read_config
 from nvae_jax.measuring.topologies import GPU_LEAVES_OUT, is_gpu, make_devices
 from nvae_jax.parallel import make_mesh
 from nvae_jax.training.fitting import GIB
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with door():
         options = parse(parser, argv)
         check_file("--json", options.json)
-        run = read_config(options)
+        run = load_run(options.config, options.overrides)
         model, training = run.model, run.training
         devices, limit = make_devices(options.topology)
         mesh = make_mesh(devices, training.parameter_shards)

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from nvae_jax.command_line import door
 from nvae_jax.compilation import keep_compiled_programs
 from nvae_jax.config.overrides import with_overrides
+from nvae_jax.config.run import load_run, load_settings
 from nvae_jax.errors import ConfigError
 from nvae_jax.measuring.benchmark import (
     PARTS,
@@ -36,14 +37,8 @@ from nvae_jax.measuring.benchmark_report import (
     table,
     to_plain,
 )
+from nvae_jax.measuring.options import at_least, make_parser, parse
 from nvae_jax.measuring.results import check_file, check_picture, write_json
-from nvae_jax.measuring.settings import (
-    at_least,
-    make_parser,
-    parse,
-    read_config,
-    read_settings,
-)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -73,13 +68,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 draw_scaling(benchmarks, options.picture)
             print(comparison([os.path.basename(path) for path in options.compare], benchmarks))
         elif options.write_config:
-            write_json(options.write_config, read_config(options).to_dict())
+            run = load_run(options.config, options.overrides)
+            write_json(options.write_config, run.to_dict())
         else:
             parts, devices = parse_parts(options.what), choose_devices(options.devices)
             overrides = options.overrides
             if options.device_batch:
                 overrides |= {"training.batch_size": options.device_batch * len(devices)}
-            settings = with_overrides(read_settings(options.config), overrides)
+            settings = with_overrides(load_settings(options.config), overrides)
             keep_compiled_programs()
             benchmark = measure_run(
                 os.path.basename(options.config),

@@ -22,7 +22,7 @@ from nvae_jax.command_line import door
 from nvae_jax.compilation import keep_compiled_programs
 from nvae_jax.errors import writing
 from nvae_jax.measuring.comparison import compare, read_entries
-from nvae_jax.measuring.settings import at_least, make_parser, parse
+from nvae_jax.measuring.options import at_least, make_parser, parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:

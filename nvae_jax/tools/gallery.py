@@ -15,7 +15,7 @@ from pathlib import Path
 from nvae_jax.command_line import door
 from nvae_jax.errors import writing
 from nvae_jax.measuring.gallery import page
-from nvae_jax.measuring.settings import at_least, make_parser, parse
+from nvae_jax.measuring.options import at_least, make_parser, parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:
