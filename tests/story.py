@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jax
 import numpy as np
-from faulty import EPOCH, Bench, Fault
+from fault_kinds import EPOCH, Fault
+from faulty import Bench
 
 from nvae_jax.compilation import keep_compiled_programs
 from nvae_jax.data.loader import train_batches
