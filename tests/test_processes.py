@@ -199,7 +199,7 @@ checkpoints = Checkpoints(epath.Path(sys.argv[3]))
 for step in (1, 2):
     checkpoints.save(step, {"x": np.ones(3)}, {})
 checkpoints.wait()
-checkpoints._check = lambda step: refuse(0 if step == 2 else None)
+checkpoints._on_disk.check = lambda step: refuse(0 if step == 2 else None)
 step, errors = checkpoints.newest(lambda step: step, DamagedError)
 assert (step, list(errors)) == (1, [2])
 time.sleep(number)  # the second process looks when the first has moved it
