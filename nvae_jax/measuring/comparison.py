@@ -54,7 +54,7 @@ class Entry:
         return f"{self.title.lower().replace(' ', '_')}_{seed}"
 
 
-# The columns of the table: what to call them, their format, and whether less is better.
+# The columns of the table: what to call them, and their format.
 COLUMNS = {
     "parameters": ("parameters", ",.0f"),
     "seconds": ("s per update", ".3f"),
@@ -160,13 +160,8 @@ def measure(model: TrainedModel) -> dict[str, float]:
         "parameters": float(sum(math.prod(x.shape) for x in sizes)),
         "seconds": float(1 / np.median(speeds)),
     }
-    for name, metric in (
-        ("nelbo", "validation/nelbo"),
-        ("bits", "validation/nelbo_bits_per_dim"),
-        ("kl", "validation/kl"),
-    ):
-        if metric in last:
-            values[name] = last[metric]
+    validated = {"nelbo": "nelbo", "bits": "nelbo_bits_per_dim", "kl": "kl"}
+    values |= _found(last, {name: f"validation/{metric}" for name, metric in validated.items()})
 
     test = fixed_split(model.dataset, "test")
     index = np.arange(len(test))
@@ -190,12 +185,14 @@ def measure(model: TrainedModel) -> dict[str, float]:
     values["active"] = float(sum(group["active"] for group in groups))
     if "probe" in groups[0]:
         values["probe"] = max(group["probe"]["accuracy"] for group in groups)
-    for name in ("mutual_information", "total_correlation", "dimension_wise"):
-        if name in report.get("information", {}):
-            values[name] = report["information"][name]
-    if "accuracy" in report.get("classes", {}):
-        values["class_accuracy"] = report["classes"]["accuracy"]
-    return values
+    parts = ("mutual_information", "total_correlation", "dimension_wise")
+    values |= _found(report.get("information", {}), dict(zip(parts, parts, strict=True)))
+    return values | _found(report.get("classes", {}), {"class_accuracy": "accuracy"})
+
+
+def _found(report: Mapping[str, float], names: Mapping[str, str]) -> dict[str, float]:
+    """Entries of a report by the names of their columns, of those that it has."""
+    return {column: report[name] for column, name in names.items() if name in report}
 
 
 def _pictures(output: Path, entry: Entry) -> dict[str, Path]:
@@ -224,16 +221,14 @@ def _page(
     pictures: Mapping[str, Mapping[str, Path]],
     seeds: int,
 ) -> str:
-    present = [
-        name for name in COLUMNS if any(name in x for runs in measured.values() for x in runs)
-    ]
-    rows = [
-        [
-            title,
-            *(_cell([x[name] for x in runs if name in x], COLUMNS[name][1]) for name in present),
-        ]
-        for title, runs in measured.items()
-    ]
+    everything = {name for runs in measured.values() for values in runs for name in values}
+    columns = {name: column for name, column in COLUMNS.items() if name in everything}
+    rows = []
+    for title, runs in measured.items():
+        row = {"": title}
+        for name, (heading, form) in columns.items():
+            row[heading] = _cell([one[name] for one in runs if name in one], form)
+        rows.append(row)
     lines = [
         f"## {run.data.name}",
         "",
@@ -242,7 +237,7 @@ def _page(
         "are summed, MMD² is the mean, and the probe that of the best group. Fréchet and kernel "
         "distance are those of samples to test images among features of a random network.",
         "",
-        *markdown(["", *(COLUMNS[name][0] for name in present)], rows),
+        *markdown(rows),
         "",
     ]
     for name in ("samples", "reconstructions", "codes", "classes"):

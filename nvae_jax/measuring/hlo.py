@@ -111,13 +111,8 @@ def _moved(
     instruction: Instruction, around: Computation, computations: dict[str, Computation]
 ) -> float:
     """Bytes of main memory that an instruction of the computation `around` reads and writes."""
-    touched = list(
-        zip(
-            _arrays(instruction.kind),
-            _parts_written(instruction, around, computations),
-            strict=True,
-        )
-    )
+    written = _parts_written(instruction, around, computations)
+    touched = list(zip(_arrays(instruction.kind), written, strict=True))
     for position, operand in enumerate(instruction.operands):
         if operand in around:
             part = min(_part_read(instruction, position, around, computations), 1.0)

@@ -74,7 +74,6 @@ class Gpu:
       cache: bytes of the second level.
       memory: bytes that the driver reports.
       bandwidth: bytes of memory per second.
-      source: of these figures.
     """
 
     name: str
@@ -84,54 +83,24 @@ class Gpu:
     cache: int
     memory: int
     bandwidth: float
-    source: str
 
 
-_XLA = "github.com/openxla/xla, xla/backends/gpu/target_config/specs/{}.txtpb"
 _MIB = 2**20
-# By the name that `--topology` has for them. Where XLA has no file for a card, its memory is what
-# nvidia-smi reports.
+# By the name that `--topology` has for them. From github.com/openxla/xla,
+# xla/backends/gpu/target_config/specs, where there is a file for the card; from NVIDIA's datasheets
+# and whitepapers otherwise, with the memory that nvidia-smi or CUDA's deviceQuery reports.
 GPUS = {
-    "t4": Gpu(
-        *("Tesla T4", (7, 5), 40, 1.59, 4 * _MIB, 15843721216, 320e9),
-        source="NVIDIA T4 datasheet; CUDA's deviceQuery",
-    ),
-    "v100": Gpu(
-        *("Tesla V100-SXM2-16GB", (7, 0), 80, 1.53, 6 * _MIB, 16935682048, 898.048e9),
-        source=_XLA.format("v100"),
-    ),
-    "v100-32": Gpu(
-        *("Tesla V100-SXM2-32GB", (7, 0), 80, 1.53, 6 * _MIB, 32510 * _MIB, 898.048e9),
-        source=_XLA.format("v100") + "; memory: nvidia-smi",
-    ),
-    "a100-40": Gpu(
-        *("NVIDIA A100-SXM4-40GB", (8, 0), 108, 1.41, 40 * _MIB, 42331013120, 1555.2e9),
-        source=_XLA.format("a100_sxm_40"),
-    ),
-    "a100-80": Gpu(
-        *("NVIDIA A100-SXM4-80GB", (8, 0), 108, 1.41, 40 * _MIB, 85100068864, 2039.04e9),
-        source=_XLA.format("a100_sxm_80"),
-    ),
-    "a6000": Gpu(
-        *("NVIDIA RTX A6000", (8, 6), 84, 1.8, 6 * _MIB, 51041271808, 768.096e9),
-        source=_XLA.format("a6000"),
-    ),
-    "l4": Gpu(
-        *("NVIDIA L4", (8, 9), 58, 2.04, 48 * _MIB, 23034 * _MIB, 300e9),
-        source="NVIDIA L4 datasheet; NVIDIA Ada GPU architecture whitepaper",
-    ),
-    "rtx4090": Gpu(
-        *("NVIDIA GeForce RTX 4090", (8, 9), 128, 2.52, 72 * _MIB, 24564 * _MIB, 1008e9),
-        source="NVIDIA Ada GPU architecture whitepaper",
-    ),
-    "h100": Gpu(
-        *("NVIDIA H100 80GB HBM3", (9, 0), 132, 1.98, 50 * _MIB, 84942979072, 3352.32e9),
-        source=_XLA.format("h100_sxm"),
-    ),
-    "h200": Gpu(
-        *("NVIDIA H200 141GB HBM3e", (9, 0), 132, 1.98, 50 * _MIB, 151397597184, 4800e9),
-        source=_XLA.format("h200"),
-    ),
+    "t4": Gpu("Tesla T4", (7, 5), 40, 1.59, 4 * _MIB, 15843721216, 320e9),  # datasheet
+    "v100": Gpu("Tesla V100-SXM2-16GB", (7, 0), 80, 1.53, 6 * _MIB, 16935682048, 898.048e9),
+    "v100-32": Gpu("Tesla V100-SXM2-32GB", (7, 0), 80, 1.53, 6 * _MIB, 32510 * _MIB, 898.048e9),
+    "a100-40": Gpu("NVIDIA A100-SXM4-40GB", (8, 0), 108, 1.41, 40 * _MIB, 42331013120, 1555.2e9),
+    "a100-80": Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 108, 1.41, 40 * _MIB, 85100068864, 2039.04e9),
+    "a6000": Gpu("NVIDIA RTX A6000", (8, 6), 84, 1.8, 6 * _MIB, 51041271808, 768.096e9),
+    "l4": Gpu("NVIDIA L4", (8, 9), 58, 2.04, 48 * _MIB, 23034 * _MIB, 300e9),  # datasheet
+    # Of the Ada architecture's whitepaper.
+    "rtx4090": Gpu("NVIDIA GeForce RTX 4090", (8, 9), 128, 2.52, 72 * _MIB, 24564 * _MIB, 1008e9),
+    "h100": Gpu("NVIDIA H100 80GB HBM3", (9, 0), 132, 1.98, 50 * _MIB, 84942979072, 3352.32e9),
+    "h200": Gpu("NVIDIA H200 141GB HBM3e", (9, 0), 132, 1.98, 50 * _MIB, 151397597184, 4800e9),
 }
 
 
@@ -169,15 +138,10 @@ def is_gpu(device: Any) -> bool:
 
 def has_gpu_compiler() -> bool:
     """Whether JAX's compiler for GPUs is installed."""
-    return all(
-        map(_is_installed, ("jax_plugins.xla_cuda12", "jax_cuda12_plugin", "nvidia.cuda_nvcc"))
-    )
-
-
-def _is_installed(module: str) -> bool:
+    modules = ("jax_plugins.xla_cuda12", "jax_cuda12_plugin", "nvidia.cuda_nvcc")
     try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package around it
+        return None not in map(importlib.util.find_spec, modules)
+    except ModuleNotFoundError:  # the package around a module
         return False
 
 
@@ -190,7 +154,7 @@ def _gpus(topology: str, gpu: Gpu, count: str) -> tuple[list[Any], float]:
     devices = topologies.get_topology_desc(
         platform="cuda", target_config=target_config(gpu), topology=f"1x{machines or 1}x{each}"
     ).devices
-    # What JAX takes of a card's memory.
+    # The part of a card's memory that JAX reserves.
     part = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"))
     return list(devices), part * gpu.memory
 

@@ -18,10 +18,10 @@ from nvae_jax.command_line import door
 from nvae_jax.config.run import load_run
 from nvae_jax.errors import ConfigError
 from nvae_jax.measuring.aot import candidates, search
-from nvae_jax.measuring.options import make_parser, parse
-from nvae_jax.measuring.results import check_file, write_json
+from nvae_jax.measuring.results import write_json
 from nvae_jax.measuring.topologies import GPU_LEAVES_OUT, is_gpu, make_devices
 from nvae_jax.parallel import make_mesh
+from nvae_jax.tools.options import check_file, make_parser, parse
 from nvae_jax.training.fitting import GIB
 
 

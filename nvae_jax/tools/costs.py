@@ -17,8 +17,8 @@ from nvae_jax.command_line import door
 from nvae_jax.config.run import load_run
 from nvae_jax.errors import ConfigError
 from nvae_jax.measuring.costs import compile_cases, draw_costs, parse_values, read_cases, tables
-from nvae_jax.measuring.options import at_least, make_parser, parse
-from nvae_jax.measuring.results import check_file, check_picture, write_json
+from nvae_jax.measuring.results import write_json
+from nvae_jax.tools.options import at_least, check_file, check_picture, make_parser, parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:

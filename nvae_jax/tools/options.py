@@ -1,14 +1,17 @@
-"""The command lines of the measuring commands."""
+"""The options of the commands: how they are parsed, and checked before long work."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from nvae_jax.command_line import Parser, expand_home
 from nvae_jax.config.overrides import OVERRIDE, parse_overrides
-from nvae_jax.errors import require
+from nvae_jax.errors import require, writing
+from nvae_jax.measuring.results import PART
 
 
 def make_parser(doc: str | None, config_required: bool | None = None) -> Parser:
@@ -58,3 +61,40 @@ def parse(parser: Parser, argv: Sequence[str] | None = None) -> argparse.Namespa
         has_config = getattr(options, "config", None) is not None
         require("--config", None, has_config, f"a configuration, for {given[0]}")
     return options
+
+
+def check_file(option: str, path: str | None) -> None:
+    """Checks, before long work, that its results can be written to a file.
+
+    Args:
+      option: the option that names the file.
+      path: the file; None: the option is not given.
+
+    Raises:
+      ConfigError: the file's folder does not exist or cannot be written to, or the file is a
+        folder.
+    """
+    if path is not None:
+        folder = os.path.dirname(os.path.abspath(path))
+        require(option, path, os.path.isdir(folder), "a file in a folder that exists")
+        require(option, path, not os.path.isdir(path), "a file, and no folder")
+        with writing(path):
+            open(path + PART, "w").close()
+            os.remove(path + PART)
+
+
+def check_picture(option: str, path: str | None) -> None:
+    """As `check_file`, for a picture.
+
+    Raises:
+      ConfigError: the file cannot be written, or matplotlib cannot draw such a file.
+    """
+    check_file(option, path)
+    if path is not None:
+        installed = importlib.util.find_spec("matplotlib") is not None
+        require(option, path, installed, "with matplotlib (pip install matplotlib)")
+        from matplotlib.figure import Figure
+
+        formats = Figure().canvas.get_supported_filetypes()
+        fits = os.path.splitext(path)[1].removeprefix(".").lower() in formats
+        require(option, path, fits, f"a file name that ends with {', '.join(formats)}")
