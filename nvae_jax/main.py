@@ -71,7 +71,7 @@ class TrainOptions:
     """What mode train is asked for, beside the configuration.
 
     Attributes:
-      accept_changes: whether a run goes on with other settings and images than before.
+      accept_changes: whether a run may go on with other settings and images than before.
       ignore_memory: whether a run starts although the memory seems too small for it.
     """
 
@@ -95,7 +95,7 @@ _ABOUT |= {
     mode: (sys.modules[options.__module__].__doc__ or "").splitlines()[0].partition(": ")[2]
     for mode, (options, _) in MODES.items()
 }
-# Options on which the memory depends that a mode requires.
+# Options that decide how much memory a mode requires.
 _SIZES = ("batch_size", "draws_at_once", "num_images", "images", "steps", "samples", "variations")
 
 # Fields of the configuration that could be mistaken for options.
@@ -200,7 +200,7 @@ def _places(mode: str) -> dict[str, Any]:
 
 
 def _help(argv: list[str]) -> str:
-    """What a person can read of the mode that is named, or of all that can be done."""
+    """The help of the mode that is named, or of the whole command."""
     name = re.search(r"(?:^|\0)--?mode[=\0](\w+)", "\0".join(argv))
     if name and name[1] in _OPTIONS:
         mode = name[1]

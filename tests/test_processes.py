@@ -83,7 +83,7 @@ class Runs:
         return last_arrays(self.path(name))
 
     def nelbo(self, name):
-        """Of the batches that were written down, in nats an image."""
+        """NELBO of the windows that were recorded, in nats per image."""
         return [x["train/nelbo"] for x in self.records(name) if "train/nelbo" in x]
 
     def records(self, name):

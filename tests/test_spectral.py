@@ -65,7 +65,7 @@ def test_follows_kernels_that_change(params, transform, update):
         _, state = update(zeros_like(params), state, moved)
     matrices = jax.tree.leaves(products(moved))
     exact = sum(np.linalg.svd(np.asarray(m), compute_uv=False)[..., 0].sum() for m in matrices)
-    # Power iteration comes from below, and four rounds an update keep it close.
+    # Power iteration comes from below, and four rounds per update keep it close.
     assert 0.99 * exact < state.penalty < (1 + 1e-6) * exact
 
 

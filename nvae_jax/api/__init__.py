@@ -45,8 +45,8 @@ def load(
     """The trained model of a run, from its latest checkpoint; the data need not be there.
 
     Compiled programs are kept in the user's cache folder, unless JAX is set to keep them elsewhere.
-    How far long work is, goes to the logger `nvae_jax`: `logging.basicConfig(level="INFO")` shows
-    it.
+    The progress of long work is logged to the logger `nvae_jax`, which
+    `logging.basicConfig(level="INFO")` shows.
 
     Args:
       workdir: the folder of the run, on a disk or in a bucket.
@@ -80,8 +80,8 @@ def train(
 
     Args:
       config: a configuration that comes with the package, by name ("digits"); a configuration's
-        file; a `ConfigDict` or another mapping of sections; or a `RunConfig`. None: the saved one,
-        of a run that exists.
+        file, or a run's `config.json`; a `ConfigDict` or another mapping of sections; or a
+        `RunConfig`. None: the saved one, of a run that exists.
       workdir: the run's folder, new or of the run to continue.
       accept_changes: whether a run may go on with other settings and images than before.
 

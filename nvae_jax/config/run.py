@@ -1,4 +1,4 @@
-"""The description of a whole run, and how it is read: everything that is run comes in here."""
+"""The description of a whole run, and the one place where settings become one."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class RunConfig:
         return "nelbo" if self.has_bound else "reconstruction"
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """All settings as plain values, from which `read_run` makes the same run."""
+        """All settings as plain values, which `read_run` turns into the same run."""
         return {
             section: _name_of(getattr(self, section)) | fields
             for section, fields in dataclasses.asdict(self).items()
@@ -102,7 +102,7 @@ class RunConfig:
 def load_run(
     source: Source, overrides: Mapping[str, Any] = types.MappingProxyType({})
 ) -> RunConfig:
-    """The run that a configuration describes. All commands and the Python API come in here.
+    """The run that a configuration describes, for every command, every mode and the Python API.
 
     Args:
       source: what describes it.

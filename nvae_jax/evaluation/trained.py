@@ -38,7 +38,7 @@ class TrainedModel:
       variables: `params` and `batch_stats` (the averaged ones where the run keeps them), on every
         device.
       step: the checkpoint's step.
-      log: what is told how far long work is.
+      log: receives lines about the progress of long work.
     """
 
     workdir: Workdir
@@ -93,7 +93,7 @@ class TrainedModel:
           source: the split.
           index: (N,) positions of the examples in it.
           batch_size: examples at a time on each device.
-          progress: where to say how far the work is.
+          progress: reports how much of the work is done.
         """
         compute = self._compute(on_pixels(self.config.image, function))
         size = batch_size * self.mesh.size
@@ -160,7 +160,7 @@ def open_run(
       mesh: the devices; None: all there are.
       places: where the run's data is now, see `RunConfig.with_data_at`.
       results: where modes write; None: in `path`.
-      log: what is told how far long work is; None: the run's log.
+      log: receives lines about the progress of long work; None: the run's log.
 
     Raises:
       ConfigError: `path` is not the folder of a run, holds no checkpoint, or a configuration that

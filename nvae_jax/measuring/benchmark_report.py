@@ -42,7 +42,7 @@ class Benchmark:
 
 
 def to_plain(benchmark: Benchmark) -> dict[str, Any]:
-    """All of it as plain values, with every repeat, and the figures that follow from them."""
+    """A benchmark as plain values: every repeat, and the figures that follow from them."""
     fields = dataclasses.asdict(benchmark)
     for row, values in zip(benchmark.rows, fields["rows"], strict=True):
         values["median"] = row.median
@@ -52,7 +52,7 @@ def to_plain(benchmark: Benchmark) -> dict[str, Any]:
 
 
 def from_plain(values: dict[str, Any]) -> Benchmark:
-    """The benchmark that `to_plain` described; anything else raises the errors of `read_json`."""
+    """The benchmark in what `to_plain` returned; other values raise errors as `read_json` says."""
     fields = dict(values)
     known = {field.name for field in dataclasses.fields(Row)}
     rows = [Row(**{k: v for k, v in row.items() if k in known}) for row in fields.pop("rows")]

@@ -22,7 +22,7 @@ COLLECTIVES = (
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "s4": 4, "u4": 4}
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _CALLEES = re.compile(r"(calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%[\w.\-]+)")
-# They only name or rename values, or their computations are counted on their own.
+# Operations that only name values, or whose computations are counted on their own.
 _MOVES_NOTHING = {
     "parameter",
     "constant",
@@ -35,7 +35,7 @@ _MOVES_NOTHING = {
     "after-all",
     "partition-id",
 }
-# Inside of a fusion they are no reason to touch more of a value than what is used of the result.
+# Inside a fusion these read no more of a value than is used of their result.
 _HANDS_ON = {"bitcast", "convert", "copy", "reshape"}
 
 

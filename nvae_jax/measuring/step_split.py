@@ -22,7 +22,7 @@ from nvae_jax.training.optimizer import make_links
 from nvae_jax.training.program import batch_pixels
 from nvae_jax.training.step import averaged, make_turns, mean_over_parts
 
-BETA, REGULARIZATION = 0.5, 1e-2  # weights of the middle of training; they cost the same at any
+BETA, REGULARIZATION = 0.5, 1e-2  # as in the middle of training; any weights cost the same
 
 
 def update(work: Workload) -> list[Row]:
@@ -51,7 +51,7 @@ def train(work: Workload) -> list[Row]:
 
 
 def _warm_update(work: Workload) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """A function that does an update, after some, and what an update requires."""
+    """A function that does an update, when some are done already, and the counts of an update."""
     update = compile_for(work.program.update, work.state, work.batch, devices=work.mesh.size)
 
     def step() -> Any:

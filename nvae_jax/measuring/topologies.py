@@ -1,7 +1,7 @@
 """Devices to compile for that need not be at hand: TPU slices and GPUs.
 
 JAX's compilers for both are in wheels and run on any machine. A TPU's is told the name of a slice;
-a GPU's is told what a driver would say of the card, which is in `GPUS`.
+a GPU's is told what the driver would report of the card, which is in `GPUS`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nvae_jax.training.fitting import GIB, device_memory
 # Memory of a device as JAX counts devices, from the makers' documentation.
 TPU_MEMORY = {"v2": 8, "v3": 16, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB
 
-# What no compiler counts that has no card to try its choices on.
+# What a compiler cannot count without the card, on which it would try its choices.
 GPU_LEAVES_OUT = (
     "compiled without the card: cuDNN's workspace, which tuning on the card chooses, is not in the "
     "figures"
@@ -67,7 +67,7 @@ class Gpu:
     """A card.
 
     Attributes:
-      name: as the driver says it.
+      name: as the driver reports it.
       capability: compute capability, a key of `CAPABILITIES`.
       multiprocessors: how many it has.
       clock: GHz at most.
@@ -118,7 +118,7 @@ def make_devices(topology: str | None) -> tuple[list[Any], float | None]:
     if topology is None:
         return jax.devices(), device_memory(jax.devices())
     name, _, count = topology.partition(":")
-    # The compilers shall look neither for their devices nor for other processes that use them.
+    # So that the compilers look neither for devices of theirs nor for processes that use them.
     if name in GPUS:
         require("--topology", topology, has_gpu_compiler(), _GPU_COMPILER)
         jax.config.update("jax_platforms", "cpu")

@@ -38,11 +38,11 @@ class Going:
     Args:
       workdir: the run's folder.
       run: the run as it is wanted.
-      accept: whether settings and images may be others than before.
+      accept: whether settings and images may differ from those before.
 
     Attributes:
       run: the run as it is wanted.
-      images: those which it knows, and which stay in their splits; None: none.
+      images: those that it has been trained or tested on, which stay in their splits; None: none.
       step: of the checkpoint to go on from; None: a fresh start, which any settings are good for.
 
     Raises:

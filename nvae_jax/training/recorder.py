@@ -73,7 +73,7 @@ class Recorder:
     def restart(self, step: int) -> None:
         """Starts to write down what comes after `step`, and drops what was written of that."""
         self._workdir.records.truncate_metrics(step)
-        # With other settings or images than before, another NELBO is usual.
+        # Other settings or images than before have another usual NELBO.
         first = self._workdir.records.last_change(step)
         self._workdir.checkpoints.compare_after(first)
         windows = decided(functools.partial(self._windows, first, step))
@@ -93,7 +93,7 @@ class Recorder:
         ]
 
     def _watch_from(self, first: int, windows: Sequence[Mapping[str, float]] = ()) -> None:
-        """Takes as usual what the windows after the step `first` show."""
+        """Starts to learn what is usual from the windows after the step `first`."""
         self._watch = Watch([means[self._criterion.name] for means in windows], self._criterion)
         warm_up = self._training.warmup_epochs * (self._total_steps // self._training.epochs)
         limit = functools.partial(independent_limit, self._run, self._dataset)

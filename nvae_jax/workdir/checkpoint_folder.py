@@ -41,7 +41,7 @@ class CheckpointFolder:
         return [step for step in self._all() if self._is_checkpoint(step)]
 
     def strays(self) -> list[int]:
-        """The steps of which there is a folder without a checkpoint in it."""
+        """The steps whose folders hold no checkpoint."""
         return [step for step in self._all() if not self._is_checkpoint(step)]
 
     def has_checksums(self, step: int) -> bool:
@@ -68,7 +68,7 @@ class CheckpointFolder:
         return place
 
     def remove_unfinished(self) -> None:
-        """Removes what saves have left that were killed or failed."""
+        """Removes what killed or failed saves have left."""
         if self.path.exists():
             for path in self.path.iterdir():
                 if _UNFINISHED in path.name:

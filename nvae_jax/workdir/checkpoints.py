@@ -202,7 +202,7 @@ class Checkpoints:
         return self._on_disk.steps()
 
     def strays(self) -> list[int]:
-        """The steps of which there is a folder without a checkpoint in it, likewise."""
+        """The steps whose folders hold no checkpoint, after waiting for the save in progress."""
         self.wait()
         return self._on_disk.strays()
 
@@ -211,7 +211,7 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def settle(self, wait: bool = True) -> bool:
-        """As `wait`, if the last save has come to its end already or is to be waited for.
+        """Does what `wait` does, if the last save has ended already or `wait` is set.
 
         Several processes, which may see that at different times, leave it to the next save.
 
@@ -253,9 +253,9 @@ class Checkpoints:
             self.abandon()
 
     def compare_after(self, step: int) -> None:
-        """Has the best checkpoint be one after `step`, as soon as there is one that is validated.
+        """Lets no checkpoint up to `step` be the best, once a later one is validated.
 
-        The NELBO of those before it is of other settings or images.
+        The NELBO of the earlier ones is that of other settings or images.
         """
         self._comparable_after = step
 
@@ -267,7 +267,7 @@ class Checkpoints:
                 manager.close()
 
     def remove_unfinished(self) -> None:
-        """Removes what saves have left that were killed or failed, by the process that trains."""
+        """Removes what killed or failed saves have left; the first process does it."""
         if jax.process_index() == 0:
             self._on_disk.remove_unfinished()
 
