@@ -86,18 +86,18 @@ class Gpu:
 
 
 _MIB = 2**20
-# By the name that `--topology` has for them. From github.com/openxla/xla,
-# xla/backends/gpu/target_config/specs, where there is a file for the card; from NVIDIA's datasheets
-# and whitepapers otherwise, with the memory that nvidia-smi or CUDA's deviceQuery reports.
+# By the name that `--topology` has for them. Sources: github.com/openxla/xla, the files v100,
+# a100_sxm_40, a100_sxm_80, a6000, h100_sxm and h200 of xla/backends/gpu/target_config/specs;
+# NVIDIA's datasheets of the T4 and the L4, and its whitepaper of the Ada architecture (L4, RTX
+# 4090). Other sizes of memory are what nvidia-smi reports (CUDA's deviceQuery for the T4).
 GPUS = {
-    "t4": Gpu("Tesla T4", (7, 5), 40, 1.59, 4 * _MIB, 15843721216, 320e9),  # datasheet
+    "t4": Gpu("Tesla T4", (7, 5), 40, 1.59, 4 * _MIB, 15843721216, 320e9),
     "v100": Gpu("Tesla V100-SXM2-16GB", (7, 0), 80, 1.53, 6 * _MIB, 16935682048, 898.048e9),
     "v100-32": Gpu("Tesla V100-SXM2-32GB", (7, 0), 80, 1.53, 6 * _MIB, 32510 * _MIB, 898.048e9),
     "a100-40": Gpu("NVIDIA A100-SXM4-40GB", (8, 0), 108, 1.41, 40 * _MIB, 42331013120, 1555.2e9),
     "a100-80": Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 108, 1.41, 40 * _MIB, 85100068864, 2039.04e9),
     "a6000": Gpu("NVIDIA RTX A6000", (8, 6), 84, 1.8, 6 * _MIB, 51041271808, 768.096e9),
-    "l4": Gpu("NVIDIA L4", (8, 9), 58, 2.04, 48 * _MIB, 23034 * _MIB, 300e9),  # datasheet
-    # Of the Ada architecture's whitepaper.
+    "l4": Gpu("NVIDIA L4", (8, 9), 58, 2.04, 48 * _MIB, 23034 * _MIB, 300e9),
     "rtx4090": Gpu("NVIDIA GeForce RTX 4090", (8, 9), 128, 2.52, 72 * _MIB, 24564 * _MIB, 1008e9),
     "h100": Gpu("NVIDIA H100 80GB HBM3", (9, 0), 132, 1.98, 50 * _MIB, 84942979072, 3352.32e9),
     "h200": Gpu("NVIDIA H200 141GB HBM3e", (9, 0), 132, 1.98, 50 * _MIB, 151397597184, 4800e9),
