@@ -110,7 +110,7 @@ def search(
     limit: float | None,
     objective: Objective = ELBO,
 ) -> tuple[list[Report], bool]:
-    """Compiles one setting after the other, until one fits `limit` bytes; prints every result.
+    """Compiles one setting after another, until one fits `limit` bytes; prints every result.
 
     Returns: the reports, and whether the last one fits; without a limit the first one does.
     """

@@ -87,7 +87,7 @@ def table(benchmark: Benchmark) -> str:
     return "\n".join(lines)
 
 
-# By title, the value in a row, whose share of the limits is known too, and its format.
+# By title: the figure, from a row and its share of the limits, and its format.
 _COLUMNS: dict[str, tuple[Callable[[Row, Share], Any], str]] = {
     "ms": (lambda row, _: 1e3 * row.median, "{:.4g}"),
     "from": (lambda row, _: 1e3 * min(row.seconds), "{:.4g}"),

@@ -108,7 +108,7 @@ def read_entries(path: str) -> list[Entry]:
 
 
 def compare(entries: Sequence[Entry], seeds: int, output: Path) -> str:
-    """Trains and measures every entry with seeds from 0 on; what is done already is not repeated.
+    """Trains and measures every entry with seeds from 0 on; nothing that is done is repeated.
 
     Args:
       entries: what to compare.
@@ -201,7 +201,7 @@ def _pictures(output: Path, entry: Entry) -> dict[str, Path]:
     found = {
         "samples": sorted(path.glob("pictures/samples_*.png"))[-1:],
         "reconstructions": sorted(path.glob("pictures/reconstructions_*.png"))[-1:],
-        "codes": [file for file in [path / "codes" / "test.png"] if file.exists()],
+        "codes": sorted(path.glob("codes/test.png")),
         "classes": sorted(path.glob("codes/*_classes.png")),
     }
     folder = output / "pictures"

@@ -28,7 +28,7 @@ ONCE = ("opening", "header", "checks", "word boundary")  # parts of a file that 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A stream of images that was compressed and came back.
+    """A stream of images that was compressed and decompressed again.
 
     Attributes:
       images: how many.
@@ -54,12 +54,12 @@ class Record:
 
     @property
     def overhead(self) -> float:
-        """By what share of the NELBO the file is longer than it."""
+        """How much longer the file is than the NELBO, relative to it."""
         return 8 * self.bytes / self.nelbo - 1
 
     @property
     def once(self) -> float:
-        """The part of `overhead` that the opening, the header and the checks are."""
+        """The part of `overhead` that is due to the opening, the header and the checks."""
         return (sum(self.bits.get(name, 0) for name in ONCE) - self.opening_nelbo) / self.nelbo
 
 
@@ -252,7 +252,7 @@ def _others(one: Measured, record: Record) -> Rows:
 
 
 def draw_overhead(measured: Sequence[Measured], path: str) -> None:
-    """Draws by how much files are longer than the NELBO, against the length of their stream."""
+    """Draws how much longer files are than the NELBO, against the length of their stream."""
     with drawing(path, 4.5 * len(measured), 4) as figure:
         panels = figure.subplots(1, len(measured), squeeze=False)[0]
         for one, axes in zip(measured, panels, strict=True):

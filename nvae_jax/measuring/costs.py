@@ -69,7 +69,7 @@ class Case:
     report: Report
 
     def limits(self) -> dict[str, float]:
-        """The shortest time of an update in seconds, by what limits it alone."""
+        """The shortest time of an update in seconds, if each resource alone limited it."""
         chip = _chip(self.topology)
         # What each chip sends for a result of n parts. A sum is scattered, then gathered.
         n = self.report.devices
@@ -112,7 +112,7 @@ def parse_values(text: str) -> tuple[str, list[Any]]:
 def settings(
     run: RunConfig, varied: Sequence[tuple[str, list[Any]]]
 ) -> list[tuple[str, Any, VAEConfig, TrainingConfig]]:
-    """What to compile: for each value of the first field, with all fields that change along.
+    """What to compile: the run with each value of the first field, and the others' that go with it.
 
     Args:
       run: to start from.
@@ -135,7 +135,7 @@ def settings(
     for index, value in enumerate(first):
         overrides = {name: values[index] for name, values in varied}
         sections = with_overrides(run.to_dict(), overrides)
-        # Not as a whole run, for which the data would have to have such an image shape.
+        # Not by `read_run`, which would refuse an image shape that is not the data's.
         model = model_config(sections["model"])
         training = from_mapping(TrainingConfig, sections["training"], "training")
         cases.append((field, value, model, training))

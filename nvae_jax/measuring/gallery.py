@@ -63,7 +63,7 @@ class Exhibit:
         return (f"{self.mode}/{name}.png", *self.more)
 
     def make(self, model: TrainedModel) -> Any:
-        """Has the mode make the pictures; returns what it returns."""
+        """Runs the mode, which makes the pictures, and returns its result."""
         run: Callable[[TrainedModel, Any], Any] = MODES[self.mode][1]
         return run(model, self.options)
 
@@ -162,7 +162,7 @@ def exhibits(model: TrainedModel, draws: int) -> Iterator[Exhibit]:
 
 
 def brightest_and_darkest(model: TrainedModel) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the training images with the highest and with the lowest mean level."""
+    """Names of the training images with the highest and the lowest mean levels."""
     source = fixed_split(model.dataset, "train")
     order = np.argsort([source[i].mean() for i in range(len(source))], kind="stable")
     number = min(_EXTREMES, len(source) // 2)
@@ -187,7 +187,7 @@ def page(workdirs: list[Path], output: Path, draws: int) -> str:
         "Made by `python -m nvae_jax.tools.gallery`; [modes.md](modes.md) describes all modes.",
         "",
     ]
-    # All are opened before the first is used, which takes long.
+    # All are opened before the first is used, because its pictures take long.
     for path, model in [(path, open_run(path)) for path in workdirs]:
         lines += section(path, model, output, draws)
     return "\n".join(lines).rstrip() + "\n"

@@ -26,7 +26,7 @@ from nvae_jax.model.kernels.depthwise import FORMULATIONS
 from nvae_jax.model.kernels.pointwise import pointwise_conv
 from nvae_jax.model.normalization import BatchNorm
 
-# (forward of the arguments, from the arguments and the output's gradient to theirs)
+# (the forward pass, a function from the arguments and the output's gradient to their gradients)
 Formulation = tuple[Callable[..., Any], Callable[..., Any]]
 
 

@@ -12,10 +12,10 @@ from nvae_jax.errors import reading, writing
 
 T = TypeVar("T")
 
-# Of a table: cells by the title of their column, the same columns in each.
+# The rows of a table: in each, the cells by the titles of their columns.
 Rows = Sequence[Mapping[str, str]]
 
-PART = ".part"  # what the name of a file ends with that is being written
+PART = ".part"  # the ending of a file that is still being written
 
 
 def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
@@ -52,12 +52,13 @@ def write_json(path: str, value: Any) -> None:
 
 
 def read_json(option: str, path: str, build: Callable[[Any], T]) -> T:
-    """What `build` makes of the value in a file that one of these commands wrote.
+    """Builds something from the value in a file that one of these commands has written.
 
     Args:
       option: the option that names the file, for messages.
       path: the file.
-      build: of another value it raises AttributeError, KeyError, TypeError or ValueError.
+      build: makes it from the value; for an unsuitable one it raises AttributeError, KeyError,
+        TypeError or ValueError.
 
     Raises:
       ConfigError: the file cannot be read, or holds something else.

@@ -26,14 +26,14 @@ BETA, REGULARIZATION = 0.5, 1e-2  # as in the middle of training; any weights co
 
 
 def update(work: Workload) -> list[Row]:
-    """The update as a whole. The state of `work` goes on by some steps."""
+    """The update as a whole. It advances the state of `work` by some steps."""
     step, counts = _warm_update(work)
     seconds = measure({"step": step}, work.repeats)["step"]
     return [Row("update", "step", seconds, work.training.batch_size, **counts)]
 
 
 def train(work: Workload) -> list[Row]:
-    """The update and its parts, see `split`. The state of `work` goes on by some steps.
+    """The update and its parts, see `split`. It advances the state of `work` by some steps.
 
     An update of several turns, or without regularisers, is measured as a whole only.
     """
@@ -66,7 +66,7 @@ def _warm_update(work: Workload) -> tuple[Callable[[], Any], dict[str, Any]]:
 
 
 def split(seconds: Mapping[str, list[float]]) -> dict[str, list[float]]:
-    """A step's parts, whose sum it is in every repeat.
+    """The parts of a step, which add up to it in every repeat.
 
     `backward` is the time of the gradient less that of the forward pass, `rest` the time of the
     step less that of its parts one by one; it is negative where the compiler joins parts.
@@ -115,11 +115,10 @@ def _parts(
         return run
 
     regularize = functools.partial(spectral.update, regularization=REGULARIZATION)
+    update_others = functools.partial(others.update, regularization=REGULARIZATION)
 
     def optimise(gradient: Any, opt_state: Any, params: Any, ema_params: Any) -> Any:
-        updates, opt_state = others.update(
-            gradient, opt_state, params, regularization=REGULARIZATION
-        )
+        updates, opt_state = update_others(gradient, opt_state, params)
         params = optax.apply_updates(params, updates)
         return params, averaged(training, params, ema_params), opt_state
 

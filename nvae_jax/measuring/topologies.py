@@ -186,7 +186,7 @@ def target_config(gpu: Gpu) -> str:
         "thread_dim_limit_x": 1024,
         "thread_dim_limit_y": 1024,
         "thread_dim_limit_z": 64,
-        # Of the software, as recent as JAX's wheels.
+        # Versions of the software, about those of JAX's wheels.
         "driver_version": '"12.9.0"',
         "runtime_version": '"12.9.0"',
         "compile_time_toolkit_version": '"12.9.0"',
