@@ -20,11 +20,6 @@ from nvae_jax.training.fitting import GIB, device_memory
 # Memory of a device as JAX counts devices, from the makers' documentation.
 TPU_MEMORY = {"v2": 8, "v3": 16, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB
 
-# What a compiler cannot count without the card, on which it would try its choices.
-GPU_LEAVES_OUT = (
-    "compiled without the card: cuDNN's workspace, which tuning on the card chooses, is not in the "
-    "figures"
-)
 _TPU_COMPILER = "with libtpu (pip install libtpu)"
 _GPU_COMPILER = (
     "with JAX's compiler for GPUs (pip install "
@@ -129,11 +124,6 @@ def make_devices(topology: str | None) -> tuple[list[Any], float | None]:
         )
     jax.config.update("jax_platforms", "cpu")
     return _slice(topology)
-
-
-def is_gpu(device: Any) -> bool:
-    """Whether a device, at hand or not, is a GPU."""
-    return device.platform in ("gpu", "cuda", "rocm")
 
 
 def has_gpu_compiler() -> bool:
