@@ -1,6 +1,5 @@
 """The plain VAE and every objective in the same step, loop and modes as NVAE's."""
 
-import dataclasses
 import functools
 
 import chex
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from interruptions import last_arrays
-from tiny import CLASSES, ONE_DEVICE, make_run, run_program
+from tiny import CLASSES, ONE_DEVICE, PLAIN, make_run, run_program
 
 from configs import default
 from nvae_jax.compression.network import check_codable
@@ -29,8 +28,6 @@ from nvae_jax.parallel import make_mesh, shard_batch
 from nvae_jax.training.continuing import restore
 from nvae_jax.training.loop import train
 from nvae_jax.workdir import Workdir
-
-PLAIN = dataclasses.replace(CLASSES, num_classes=0)
 
 # Objectives with other fields than their defaults.
 CASES = {

@@ -122,7 +122,7 @@ def make_run(path, config=RUN_CONFIG, /, **data):
     return path
 
 
-# A plain VAE with classes.
+# Plain VAEs, with classes and without.
 CLASSES = ConvVAEConfig(
     image_shape=(32, 32, 1),
     likelihood="bernoulli",
@@ -131,3 +131,4 @@ CLASSES = ConvVAEConfig(
     num_latents=3,
     num_classes=4,
 )
+PLAIN = dataclasses.replace(CLASSES, num_classes=0)
