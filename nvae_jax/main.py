@@ -35,7 +35,7 @@ from typing import Any
 import flax
 import jax
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 import nvae_jax
 from nvae_jax.command_line import (
@@ -53,8 +53,8 @@ from nvae_jax.compilation import (
     keep_compiled_programs,
     leaving_promptly,
 )
-from nvae_jax.config.overrides import FIELDS, OVERRIDE, check_name, parse_overrides, with_overrides
-from nvae_jax.config.run import PLACES, RunConfig, read_run
+from nvae_jax.config.overrides import FIELDS, OVERRIDE, check_name, parse_overrides
+from nvae_jax.config.run import PLACES, RunConfig, Source, load_run
 from nvae_jax.data.prepare import prepare
 from nvae_jax.errors import refusing_exhausted, require
 from nvae_jax.evaluation.trained import open_run
@@ -71,7 +71,7 @@ class TrainOptions:
     """What mode train is asked for, beside the configuration.
 
     Attributes:
-      accept_changes: whether a run goes on with other settings and images than before.
+      accept_changes: whether a run may go on with other settings and images than before.
       ignore_memory: whether a run starts although the memory seems too small for it.
     """
 
@@ -95,7 +95,7 @@ _ABOUT |= {
     mode: (sys.modules[options.__module__].__doc__ or "").splitlines()[0].partition(": ")[2]
     for mode, (options, _) in MODES.items()
 }
-# Options on which the memory depends that a mode requires.
+# Options that decide how much memory a mode requires.
 _SIZES = ("batch_size", "draws_at_once", "num_images", "images", "steps", "samples", "variations")
 
 # Fields of the configuration that could be mistaken for options.
@@ -178,15 +178,13 @@ def main(argv: list[str]) -> None:
 
 def _run() -> RunConfig:
     """The run that the configuration describes, or the saved one with other values of fields."""
-    if _CONFIG.value is not None:
-        settings = _CONFIG.value
-        settings = settings.to_dict() if isinstance(settings, ConfigDict) else settings
-    else:
+    source: Source | None = _CONFIG.value
+    if source is None:
         allowed = "a configuration, or --workdir of a run that exists"
         saved = _WORKDIR.value is not None and Workdir(_WORKDIR.value).has_config()
         require("--config", None, saved, allowed)
-        settings = Workdir(str(_WORKDIR.value)).load_config()
-    return read_run(with_overrides(settings, parse_overrides(_FIELDS)))
+        source = Workdir(str(_WORKDIR.value))
+    return load_run(source, parse_overrides(_FIELDS))
 
 
 def _places(mode: str) -> dict[str, Any]:
@@ -202,7 +200,7 @@ def _places(mode: str) -> dict[str, Any]:
 
 
 def _help(argv: list[str]) -> str:
-    """What a person can read of the mode that is named, or of all that can be done."""
+    """The help of the mode that is named, or of the whole command."""
     name = re.search(r"(?:^|\0)--?mode[=\0](\w+)", "\0".join(argv))
     if name and name[1] in _OPTIONS:
         mode = name[1]

@@ -2,8 +2,8 @@
 
     python tests/faults.py --output=FOLDER
 
-What goes wrong, and how, is in `faulty.py`. `faults.md` and `faults.json` in FOLDER have the table;
-the same command goes on where it was interrupted.
+What goes wrong is in `fault_kinds.py`, and how in `faulty.py`. `faults.md` and `faults.json` in
+FOLDER have the table; the same command goes on where it was interrupted.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
-from faulty import AT, FAULTS, SEEDS, Bench, Fault
+from fault_kinds import AT, FAULTS, SEEDS, Fault
+from faulty import Bench
 from scipy import stats
 
 from nvae_jax.compilation import keep_compiled_programs

@@ -27,12 +27,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import faulty
 import numpy as np
+from fault_kinds import FAULTS
 from interruptions import last_arrays
 
 from nvae_jax.compilation import keep_compiled_programs
 from nvae_jax.processes import connect
 
-FAULT = next(fault for fault in faulty.FAULTS if fault.name == "gradient NaN at ten in a row")
+FAULT = next(fault for fault in FAULTS if fault.name == "gradient NaN at ten in a row")
 MOMENTS = ("any time", "a checkpoint is written", "it is read back", "the run goes back")
 
 

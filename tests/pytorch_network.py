@@ -226,7 +226,7 @@ class Network:
     # The objective.
 
     def loss(self, x, noise, beta, targets):
-        """() nats an image, without regularisers: warmed-up and balanced."""
+        """The loss () in nats per image, warmed-up and balanced, without regularisers."""
         logits, kl = self.decode(self.encode(x, True), noise, True)
         weights = (kl.abs().mean(0) + 0.01) / targets
         weights = (weights / weights.mean()).detach() if beta < 1 else torch.ones_like(targets)

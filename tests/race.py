@@ -102,12 +102,11 @@ def serve(side, path):
 
         keep_freed_memory()  # as main does, before the imports below start threads
     from nvae_jax.compilation import keep_compiled_programs
-    from nvae_jax.config.run import read_run
+    from nvae_jax.config.run import load_run, load_settings
     from nvae_jax.measuring.benchmark import with_data
-    from nvae_jax.measuring.settings import read_settings
 
     keep_compiled_programs()
-    run = read_run(with_data(read_settings(path)))
+    run = load_run(with_data(load_settings(path)))
     model, training = run.model, run.training
     tasks = (our_tasks if side == "nvae_jax" else pytorch_tasks)(model, training)
     for task in TASKS:

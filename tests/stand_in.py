@@ -61,6 +61,7 @@ OWN = {
 }
 CLIP = "--config.training.gradient_clip=200"
 ACCEPT = "--accept_changes"
+SAVES = "--config.training.checkpoint_interval=3"  # of nine updates
 
 
 class User:
@@ -220,3 +221,13 @@ def arrays(run, step, name):
     )
     leaves = jax.tree_util.tree_leaves_with_path(tree[name])
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def applied(user, run):
+    """How many updates the last checkpoint has; all checkpoints are finite."""
+    checkpoints = Workdir(run).checkpoints
+    for step in checkpoints.steps():
+        for name in ("params", "opt_state", "batch_stats"):
+            assert all(np.isfinite(x).all() for x in arrays(run, step, name).values())
+    (value,) = {x for array in arrays(run, 9, "params").values() for x in np.unique(array)}
+    return value

@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from nvae_jax.data.prepare import prepare
 from nvae_jax.data.sources import data_config
+from nvae_jax.data.sources.folder import list_images
 from nvae_jax.data.sources.tfds import find_builder
 
 TRAIN, TEST = 24, 6  # images in each split
@@ -228,3 +229,23 @@ def manual_dir(data_dir):
     folder = Path(data_dir) / "downloads" / "manual"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def write_mixed(root, number=60):
+    """Images of many sizes, modes, formats and sub-folders; returns their names."""
+    rng = np.random.default_rng(0)
+    for i in range(number):
+        height, width = (int(s) for s in rng.integers(20, 90, 2))
+        image = Image.fromarray(photos(1, height, width, seed=i)[0])
+        mode = ["RGB", "L", "LA", "RGBA", "P", "CMYK"][i % 6]
+        suffix = {"CMYK": ".jpg", "L": ".JPEG", "RGB": ".webp"}.get(mode, ".png")
+        path = root / ("", "a", "a/b")[i % 3] / f"image {i}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.convert(mode).save(path)
+    deep = (photos(1, 40, 50)[0, ..., 0].astype(np.uint16)) << 8
+    Image.fromarray(deep).save(root / "deep.png")
+    (root / "readme.txt").write_text("not an image")
+    (root / ".hidden.png").write_text("not to be read")
+    (root / ".cache").mkdir()
+    (root / ".cache" / "thumbnail.png").write_text("not to be read")
+    return list_images(root)

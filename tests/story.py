@@ -18,11 +18,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jax
 import numpy as np
-from faulty import EPOCH, Bench, Fault
+from fault_kinds import EPOCH, Fault
+from faulty import Bench
 
 from nvae_jax.compilation import keep_compiled_programs
 from nvae_jax.data.loader import train_batches
-from nvae_jax.measuring.results import new_figure, save_figure
+from nvae_jax.measuring.results import drawing
 from nvae_jax.parallel import make_mesh, shard_batch
 from nvae_jax.training import step
 from nvae_jax.training.program import make_program
@@ -62,29 +63,28 @@ def main():
     parser.add_argument("--output", required=True, help="the picture to write")
     options = parser.parse_args()
     keep_compiled_programs()
-    figure = new_figure(8, 4.5)
-    axes = figure.subplots()
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder))
-        for factor in FACTORS:
-            changes = {
-                "training.learning_rate": 1e-2 * factor,
-                "training.epochs": EPOCHS,
-                "training.log_interval": WINDOW,
-                "training.checkpoint_interval": 100,
-                "training.eval_interval": 10**6,
-            }
-            path = Path(folder) / f"{factor}"
-            with bench.installed():
-                with_guard = guarded(bench, Fault(f"times {factor}", changes=changes), path)
-            without = unguarded(bench.described(changes))
-            for curve, style, which in ((with_guard, "-", "with"), (without, "--", "without")):
-                label = f"rate times {factor}, {which} guard"
-                axes.plot(*curve, style, color=f"C{FACTORS.index(factor)}", label=label)
-                print(label, [f"{value:.4g}" for value in curve[1]], flush=True)
-    axes.set(xlabel="step", ylabel="training NELBO, nats per image", yscale="log")
-    axes.legend()
-    save_figure(figure, options.output)
+    with drawing(options.output, 8, 4.5) as figure:
+        axes = figure.subplots()
+        with tempfile.TemporaryDirectory() as folder:
+            bench = Bench(Path(folder))
+            for factor in FACTORS:
+                changes = {
+                    "training.learning_rate": 1e-2 * factor,
+                    "training.epochs": EPOCHS,
+                    "training.log_interval": WINDOW,
+                    "training.checkpoint_interval": 100,
+                    "training.eval_interval": 10**6,
+                }
+                path = Path(folder) / f"{factor}"
+                with bench.installed():
+                    with_guard = guarded(bench, Fault(f"times {factor}", changes=changes), path)
+                without = unguarded(bench.described(changes))
+                for curve, style, which in ((with_guard, "-", "with"), (without, "--", "without")):
+                    label = f"rate times {factor}, {which} guard"
+                    axes.plot(*curve, style, color=f"C{FACTORS.index(factor)}", label=label)
+                    print(label, [f"{value:.4g}" for value in curve[1]], flush=True)
+        axes.set(xlabel="step", ylabel="training NELBO, nats per image", yscale="log")
+        axes.legend()
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from xla import xla_flags
 
 import nvae_jax.measuring.benchmark
 from nvae_jax.config.overrides import parse_overrides, with_overrides
+from nvae_jax.config.run import load_settings
 from nvae_jax.measuring.benchmark_report import from_plain
-from nvae_jax.measuring.settings import read_settings
 from nvae_jax.tools import benchmark
 
 ROOT = Path(__file__).parents[1]
@@ -125,11 +125,11 @@ def test_a_python_file_and_what_is_written_of_it_are_the_same(tmp_path):
     source = str(ROOT / "configs" / "cifar_bench.py")
     override = "--config.training.batch_size=32"
     benchmark.main(["--config", source, override, "--write_config", str(written)])
-    settings = read_settings(source)
+    settings = load_settings(source)
     assert settings["model"]["num_groups"] == 6
     settings["training"]["batch_size"] = 32
     settings["model"] |= {"image_shape": [32, 32, 3], "border": 0, "likelihood": "logistic_mixture"}
-    assert read_settings(str(written)) == settings
+    assert load_settings(str(written)) == settings
 
 
 def test_results_are_compared(tmp_path, capsys):

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from test_families import CLASSES, PLAIN
-from tiny import RUN_CONFIG, make_run
+from tiny import CLASSES, PLAIN, RUN_CONFIG, make_run
 
 from nvae_jax.evaluation.trained import open_run
 from nvae_jax.modes.codes import CodesOptions, codes

@@ -31,13 +31,13 @@ def test_entries_are_configurations_with_settings(tmp_path):
         {"title": "NVAE", "config": DIGITS},
         {"title": "MMD", "config": f"{PLAIN}:mmd", "set": {"objective.kernel": "rbf"}},
     )
-    assert (nvae.run(1).model.name, nvae.run(1).training.seed) == ("nvae", 1)
-    assert (mmd.run(0).objective.name, mmd.run(0).objective.kernel) == ("mmd", "rbf")
+    assert (nvae.with_seed(1).model.name, nvae.with_seed(1).training.seed) == ("nvae", 1)
+    assert (mmd.run.objective.name, mmd.run.objective.kernel) == ("mmd", "rbf")
     assert mmd.folder(2) == "mmd_2"
 
 
 def test_the_list_of_the_documentation_can_be_compared():
-    names = {entry.run(0).objective.name for entry in read_entries("docs/comparison/digits.json")}
+    names = {entry.run.objective.name for entry in read_entries("docs/comparison/digits.json")}
     assert names == set(OBJECTIVES)
 
 

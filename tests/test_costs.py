@@ -75,7 +75,7 @@ def test_table_has_a_row_for_each_case_and_a_table_for_each_field():
     assert [rows[3][0], rows[3][3], rows[3][10]] == ["15", "394", "2000.0"]
     assert rows[4] == [""]
     assert [rows[5][0], rows[7][0], rows[7][3], rows[7][5]] == ["chips", "4", "1.5", "0"]
-    # 3,600 images at 32 a second of memory: 112.5 updates, on eight chips a quarter of an hour.
+    # 3,600 images at 32 per update, each a second of memory: 112.5 s on eight chips.
     (row,) = tables([Case("v5e:2x4", "chips", 8, report(moved={}))], 3600).splitlines()[2:3]
     assert row.endswith("| 112 | 0.25 |")
 

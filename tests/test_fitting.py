@@ -44,7 +44,7 @@ def needing(arguments, temporaries):
 
 
 def run_of(**changes):
-    """A run of 32 digits an update."""
+    """A run with 32 digits per update."""
     return tiny_run(**{"training.batch_size": 32, "model.remat": "none"} | changes)
 
 

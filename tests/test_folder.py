@@ -12,7 +12,7 @@ import stored
 from PIL import Image
 
 from nvae_jax.data.loader import train_batches
-from nvae_jax.data.sources import checked, data_config
+from nvae_jax.data.sources import data_config
 from nvae_jax.data.sources.checked import Verdict
 from nvae_jax.data.sources.folder import list_images, name_hash, split_files
 from nvae_jax.errors import ConfigError
@@ -24,29 +24,9 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def write_mixed(root, number=60):
-    """Images of many sizes, modes, formats and sub-folders; returns their names."""
-    rng = np.random.default_rng(0)
-    for i in range(number):
-        height, width = (int(s) for s in rng.integers(20, 90, 2))
-        image = Image.fromarray(stored.photos(1, height, width, seed=i)[0])
-        mode = ["RGB", "L", "LA", "RGBA", "P", "CMYK"][i % 6]
-        suffix = {"CMYK": ".jpg", "L": ".JPEG", "RGB": ".webp"}.get(mode, ".png")
-        path = root / ("", "a", "a/b")[i % 3] / f"image {i}{suffix}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.convert(mode).save(path)
-    deep = (stored.photos(1, 40, 50)[0, ..., 0].astype(np.uint16)) << 8
-    Image.fromarray(deep).save(root / "deep.png")
-    (root / "readme.txt").write_text("not an image")
-    (root / ".hidden.png").write_text("not to be read")
-    (root / ".cache").mkdir()
-    (root / ".cache" / "thumbnail.png").write_text("not to be read")
-    return list_images(root)
-
-
 def test_mixed_images_all_come_to_one_shape(tmp_path):
     root = tmp_path / "images"
-    names = write_mixed(root)
+    names = stored.write_mixed(root)
     assert len(names) == 61
     for fit in ("crop", "stretch", "pad", "random_crop"):
         dataset = data_config("image_folder", path=str(root), size=(16, 24), fit=fit).open()
@@ -154,7 +134,7 @@ def test_one_image_is_refused_in_all_its_copies(tmp_path):
 
 def test_each_file_and_folder_counts_once(tmp_path):
     root = tmp_path / "images"
-    names = write_mixed(root, 12)
+    names = stored.write_mixed(root, 12)
     outside = tmp_path / "outside"
     outside.mkdir()
     Image.fromarray(stored.photos(1, 16, 16, seed=99)[0]).save(outside / "there.png")
@@ -175,7 +155,7 @@ def test_each_file_and_folder_counts_once(tmp_path):
 
 
 def test_kinds_that_are_not_read_are_counted_in_the_log(tmp_path):
-    write_mixed(tmp_path, 6)
+    stored.write_mixed(tmp_path, 6)
     for name in ("a.HEIC", "b.heic", "c.dng", ".d.heic"):
         (tmp_path / name).write_bytes(b"else")
     dataset = data_config("image_folder", path=str(tmp_path), size=8).open()
@@ -210,7 +190,7 @@ def test_one_corrupt_file_in_a_thousand_is_found_at_the_start(tmp_path):
 
 def test_of_many_unreadable_files_some_are_named(tmp_path):
     root = tmp_path / "images"
-    write_mixed(root, 6)
+    stored.write_mixed(root, 6)
     for i in range(7):
         (root / f"bad{i}.png").write_bytes(b"torn")
     with pytest.raises(ConfigError) as caught:
@@ -224,78 +204,21 @@ def test_of_many_unreadable_files_some_are_named(tmp_path):
 
 def test_a_pipe_is_left_out_and_the_reason_names_no_object_of_python(tmp_path):
     root = tmp_path / "images"
-    write_mixed(root, 6)
+    stored.write_mixed(root, 6)
     os.mkfifo(root / "pipe.png")
     (root / "bad.png").write_bytes(b"torn")
     with pytest.raises(ConfigError, match=r"of \d+ files are unreadable: bad\.png \([^<]*\);"):
         data_config("image_folder", path=str(root), size=8).open()
 
 
-def unreadable(root, names, channels=3):
-    verdicts = checked.check_files(root, names, channels)
-    assert list(verdicts) == names
-    return [name for name, verdict in verdicts.items() if verdict.reason is not None]
-
-
-def test_what_was_read_once_is_not_read_again(tmp_path, monkeypatch):
-    root = tmp_path / "images"
-    names = write_mixed(root, 10)
-    (root / "broken.png").write_bytes(b"")
-    names.append("broken.png")
-    reads = []
-    original = checked._read
-    monkeypatch.setattr(
-        checked, "_read", lambda reader, path: reads.append(path.name) or original(reader, path)
-    )
-    assert unreadable(root, names) == ["broken.png"]
-    assert len(reads) == len(names)
-    # What failed is tried again: its reason may not have been the content.
-    assert unreadable(root, names) == ["broken.png"]
-    assert reads[len(names) :] == ["broken.png"]
-    (root / "broken.png").write_bytes(stored.encode(stored.photos(1, 8, 8)[0], "png"))
-    assert unreadable(root, names) == []
-    assert unreadable(root, names) == []
-    assert reads[len(names) :] == ["broken.png"] * 2
-
-
-@pytest.mark.parametrize("repair", ["limit", "link"])
-def test_reasons_outside_the_file_are_not_remembered(tmp_path, monkeypatch, repair):
-    root = tmp_path / "images"
-    names = write_mixed(root, 5)
-    if repair == "limit":
-        with monkeypatch.context() as patch:
-            patch.setattr(Image, "MAX_IMAGE_PIXELS", 3)
-            assert unreadable(root, names) == names
-    else:
-        (root / names[0]).rename(tmp_path / "away.png")
-        (root / names[0]).symlink_to(tmp_path / "back.png")
-        assert unreadable(root, names) == names[:1]
-        (tmp_path / "away.png").rename(tmp_path / "back.png")
-    assert unreadable(root, names) == []
-
-
-def test_files_are_checked_as_they_will_be_read(tmp_path):
-    Image.fromarray(stored.photos(1, 8, 8)[0]).convert("LAB").save(tmp_path / "lab.tif")
-    assert unreadable(tmp_path, ["lab.tif"], channels=3) == []
-    assert unreadable(tmp_path, ["lab.tif"], channels=1) == []
-    assert unreadable(tmp_path, ["lab.tif"], channels=4) == []
-
-
 def test_file_that_breaks_later_is_named(tmp_path):
     root = tmp_path / "images"
-    write_mixed(root)
+    stored.write_mixed(root)
     dataset = data_config("image_folder", path=str(root), size=8).open()
     path = Path(dataset.train.records[3])
     path.unlink()
     with pytest.raises(ValueError, match=rf"{re.escape(str(path))} cannot be read: .*No such file"):
         dataset.train[3]
-
-
-def test_cache_that_cannot_be_written_does_not_matter(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    names = write_mixed(tmp_path / "images", 3)
-    assert unreadable(tmp_path / "images", names) == []
 
 
 @pytest.mark.parametrize(
@@ -319,7 +242,7 @@ def test_cache_that_cannot_be_written_does_not_matter(tmp_path, monkeypatch):
 )
 def test_impossible_options_are_refused_by_name(tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
-    write_mixed(tmp_path / "images", 6)
+    stored.write_mixed(tmp_path / "images", 6)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=message):
         data_config("image_folder", **{"path": "images", "size": 8} | options).open()

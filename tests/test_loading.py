@@ -24,7 +24,7 @@ def test_every_loader_reads_every_kind(monkeypatch):
 
 
 @pytest.mark.parametrize("loader", ["nvae_jax", "torch"])
-def test_both_loaders_read_each_image_once_an_epoch(tmp_path, loader):
+def test_both_loaders_read_each_image_once_per_epoch(tmp_path, loader):
     pytest.importorskip("torch")
     kind = loading.Kind(8, 12, "png", ImageReader(), 16)
     source = loading.make_source(str(tmp_path / "images"), kind, number=64)

@@ -83,7 +83,7 @@ class Runs:
         return last_arrays(self.path(name))
 
     def nelbo(self, name):
-        """Of the batches that were written down, in nats an image."""
+        """NELBO of the windows that were recorded, in nats per image."""
         return [x["train/nelbo"] for x in self.records(name) if "train/nelbo" in x]
 
     def records(self, name):
@@ -158,20 +158,6 @@ def test_run_that_is_asked_to_stop_and_then_killed_ends_as_if_it_had_not_been(ru
     assert steps == sorted(steps)
 
 
-ASKED = """
-import sys, time
-from nvae_jax.processes import Preemption
-preemption = Preemption()
-preemption.requested(0)
-print("ready", flush=True)
-while not preemption.requested(1):
-    time.sleep(0.01)
-print("saving", flush=True)
-time.sleep(float(sys.argv[1]))
-print("saved", flush=True)
-"""
-
-
 AGREEING = """
 import sys, time
 import jax
@@ -213,7 +199,7 @@ checkpoints = Checkpoints(epath.Path(sys.argv[3]))
 for step in (1, 2):
     checkpoints.save(step, {"x": np.ones(3)}, {})
 checkpoints.wait()
-checkpoints._check = lambda step: refuse(0 if step == 2 else None)
+checkpoints._on_disk.check = lambda step: refuse(0 if step == 2 else None)
 step, errors = checkpoints.newest(lambda step: step, DamagedError)
 assert (step, list(errors)) == (1, [2])
 time.sleep(number)  # the second process looks when the first has moved it
@@ -238,52 +224,6 @@ def test_processes_decide_together_and_fail_together(tmp_path):
         for i in range(2)
     ]
     assert all("agreed" in output for output in finish(*processes))
-
-
-def ask(seconds, before=None):
-    """A process that saves for so many seconds once it is asked to stop."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", ASKED, str(seconds)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=before,
-    )
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_run_is_asked_to_stop_once_and_twice(first):
-    process = ask(0.5)
-    process.send_signal(first)
-    time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)  # as a launcher and a terminal both pass it on
-    output, _ = process.communicate()
-    assert f"{first.name}: the run is saved" in output
-    assert output.endswith("saved\n")
-    assert process.returncode == 0
-    process = ask(60)
-    process.send_signal(first)
-    assert (
-        f"{first.name}: the run is saved" in process.stdout.readline() + process.stdout.readline()
-    )
-    time.sleep(2.2)
-    process.send_signal(first)
-    output, _ = process.communicate(timeout=20)
-    assert f"{first.name} again" in output
-    assert process.returncode == 128 + first
-
-
-def test_signals_that_are_to_be_ignored_are(tmp_path):
-    process = ask(0, lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))  # as nohup does
-    process.send_signal(signal.SIGHUP)
-    time.sleep(0.3)
-    assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate()
-    assert "SIGHUP" not in output
-    assert output.endswith("saved\n")
 
 
 def test_two_processes_train_what_one_does(runs, unbroken, unbroken_pair):

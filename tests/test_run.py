@@ -1,16 +1,19 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+import nvae_jax
 from configs import default, digits
 from nvae_jax.config.changes import ADJUSTABLE
-from nvae_jax.config.run import PLACES, RunConfig, read_run
+from nvae_jax.config.run import PLACES, RunConfig, load_run, read_run
 from nvae_jax.data.sources import DATASETS
 from nvae_jax.errors import ConfigError
 from nvae_jax.fields import names_of
+from nvae_jax.workdir import Workdir
 
 
 def folder_config(**data):
@@ -65,6 +68,29 @@ def test_contradictions_are_refused(field, value, allowed):
     config.model[field] = value
     with pytest.raises(ConfigError, match=f"^model.{field} is .*; allowed: {allowed}"):
         read_run(config)
+
+
+def test_a_run_is_the_same_wherever_it_is_described(tmp_path):
+    run = read_run(digits.get_config())
+    workdir = Workdir(tmp_path)
+    workdir.save_config(run.to_dict())
+    mapping = run.to_dict()
+    for source in ("digits", digits.__file__, tmp_path / "config.json", workdir, mapping):
+        assert load_run(source) == run
+    assert load_run(digits.get_config(), {"training.seed": 7}).training.seed == 7
+    for broken in ([], None, 3):
+        with pytest.raises(ConfigError, match="allowed: sections of fields"):
+            load_run(broken)
+
+
+def test_settings_are_read_in_one_place():
+    package = Path(nvae_jax.__file__).parent
+    callers = [
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if "read_run(" in path.read_text(encoding="utf-8").replace("def read_run(", "")
+    ]
+    assert callers == ["config/run.py"]
 
 
 def test_a_saved_configuration_of_before_is_read():

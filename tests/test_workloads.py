@@ -28,11 +28,11 @@ def test_work_and_memory_of_a_compiled_function():
     product = compile_for(jax.jit(jnp.matmul), x, y, devices=2)
     np.testing.assert_array_equal(product.call(x, y), np.full((8, 4), 16.0))
     assert product.flops == 2 * 8 * 16 * 4 / 2
-    assert product.bytes == 4 * (8 * 16 + 16 * 4 + 8 * 4)
-    assert product.memory >= product.bytes
+    assert product.traffic.bytes == 4 * (8 * 16 + 16 * 4 + 8 * 4)
+    assert product.memory >= product.traffic.bytes
     assert product.counts == {
         "flops": product.flops,
-        "bytes": product.bytes,
+        "bytes": product.traffic.bytes,
         "memory": product.memory,
     }
 

@@ -12,6 +12,7 @@ from nvae_jax.data.loader import steps_per_epoch
 from nvae_jax.data.loading import LoadingConfig
 from nvae_jax.data.sources import data_config
 from nvae_jax.model import ModelConfig, variable_shapes
+from nvae_jax.model.conv_vae import ConvVAEConfig
 from nvae_jax.parallel import make_mesh
 from nvae_jax.training.program import make_program
 from nvae_jax.workdir import Workdir
@@ -119,3 +120,15 @@ def make_run(path, config=RUN_CONFIG, /, **data):
     workdir.checkpoints.save(7, state, {"step": 7})
     workdir.checkpoints.close()
     return path
+
+
+# Plain VAEs, with classes and without.
+CLASSES = ConvVAEConfig(
+    image_shape=(32, 32, 1),
+    likelihood="bernoulli",
+    border=2,
+    widths=(4, 8),
+    num_latents=3,
+    num_classes=4,
+)
+PLAIN = dataclasses.replace(CLASSES, num_classes=0)

@@ -19,7 +19,7 @@ ENDS = {"oldest": ("3.11", "lowest-direct"), "newest": ("3.13", "highest")}
 # Model, step, loader, work directory, parity.
 TESTS = (
     *("test_nvae", "test_cells", "test_distributions", "test_parity"),
-    *("test_step", "test_optimizer", "test_loader", "test_sources"),
+    *("test_step", "test_step_parts", "test_optimizer", "test_loader", "test_sources"),
     *("test_workdir", "test_checkpoints", "test_trained", "test_api"),
 )
 TOOLS = ("pytest", "hypothesis")  # that the tests need, always the newest

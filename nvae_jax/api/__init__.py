@@ -23,10 +23,9 @@ import jax
 
 from nvae_jax.api.run import Run
 from nvae_jax.compilation import keep_compiled_programs
-from nvae_jax.config.run import RunConfig, read_run
+from nvae_jax.config.run import RunConfig, load_run
 from nvae_jax.evaluation.trained import open_run
 from nvae_jax.evaluation.weights import read_weights
-from nvae_jax.packaged import read_config_file
 from nvae_jax.parallel import replicated
 from nvae_jax.training import loop
 from nvae_jax.workdir import Workdir
@@ -46,8 +45,8 @@ def load(
     """The trained model of a run, from its latest checkpoint; the data need not be there.
 
     Compiled programs are kept in the user's cache folder, unless JAX is set to keep them elsewhere.
-    How far long work is, goes to the logger `nvae_jax`: `logging.basicConfig(level="INFO")` shows
-    it.
+    The progress of long work is logged to the logger `nvae_jax`, which
+    `logging.basicConfig(level="INFO")` shows.
 
     Args:
       workdir: the folder of the run, on a disk or in a bucket.
@@ -81,8 +80,8 @@ def train(
 
     Args:
       config: a configuration that comes with the package, by name ("digits"); a configuration's
-        file; a `ConfigDict` or another mapping of sections; or a `RunConfig`. None: the saved one,
-        of a run that exists.
+        file, or a run's `config.json`; a `ConfigDict` or another mapping of sections; or a
+        `RunConfig`. None: the saved one, of a run that exists.
       workdir: the run's folder, new or of the run to continue.
       accept_changes: whether a run may go on with other settings and images than before.
 
@@ -98,12 +97,8 @@ def train(
     275.71
     """
     keep_compiled_programs()
-    settings: Any = config
-    if config is None:
-        settings = Workdir(workdir).load_config()
-    elif isinstance(config, str | os.PathLike):
-        settings = read_config_file(os.fspath(config))
-    run = config if isinstance(config, RunConfig) else read_run(settings)
-    record = loop.train(run, workdir, accept_changes=accept_changes)
+    if not isinstance(config, RunConfig):
+        config = load_run(Workdir(workdir) if config is None else config)
+    record = loop.train(config, workdir, accept_changes=accept_changes)
     assert record is not None  # nothing can preempt it
     return record

@@ -88,6 +88,6 @@ def with_overrides(settings: Mapping[str, Any], overrides: Mapping[str, Any]) ->
     for name, value in overrides.items():
         section, field = name.split(".")
         fields = changed.get(section, {})
-        require(section, fields, isinstance(fields, dict), "a section of fields")
+        require(section, fields, hasattr(fields, "keys"), "a section of fields")
         changed[section] = {**fields, field: value}
     return changed

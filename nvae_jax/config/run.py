@@ -1,25 +1,43 @@
-"""The description of a whole run, and the one door through which settings come in."""
+"""The description of a whole run, and the one place where settings become one."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import types
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
+from nvae_jax.config.overrides import with_overrides
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.data.loading import LoadingConfig
 from nvae_jax.data.sources import DataConfig, Dataset, data_config
-from nvae_jax.errors import require
+from nvae_jax.errors import reading, require
 from nvae_jax.fields import from_mapping, names_of, unknown
 from nvae_jax.image_spec import ImageSpec
 from nvae_jax.model.families import model_config
 from nvae_jax.model.vae import VAEConfig
 from nvae_jax.objectives.base import Objective
 from nvae_jax.objectives.table import ELBO, objective_config
+from nvae_jax.packaged import read_config_file
 
 # Where a run's images are; a mode can be told that they have moved.
 PLACES = ("path", "data_dir", "lmdb")
+
+
+@typing.runtime_checkable
+class Saved(Protocol):
+    """A work directory."""
+
+    def load_config(self) -> dict[str, Any]:
+        """The settings that it has saved."""
+
+
+# What describes a run: a configuration's name or file, the config.json of a run or its work
+# directory, or a `ConfigDict` or another mapping of sections.
+Source = str | os.PathLike[str] | Mapping[str, Any] | Saved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +61,7 @@ class RunConfig:
         return "nelbo" if self.has_bound else "reconstruction"
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """All settings as plain values, from which `read_run` makes the same run."""
+        """All settings as plain values, which `read_run` turns into the same run."""
         return {
             section: _name_of(getattr(self, section)) | fields
             for section, fields in dataclasses.asdict(self).items()
@@ -79,6 +97,45 @@ class RunConfig:
             field = f"config.data.{name}"
             require(field, place, name in fields, f"{allowed}, as {self.data.name} has it")
         return dataclasses.replace(self, data=dataclasses.replace(self.data, **moved))
+
+
+def load_run(
+    source: Source, overrides: Mapping[str, Any] = types.MappingProxyType({})
+) -> RunConfig:
+    """The run that a configuration describes, for every command, every mode and the Python API.
+
+    Args:
+      source: what describes it.
+      overrides: other values of some fields, by dotted name, see `with_overrides`.
+
+    Raises:
+      ConfigError: the configuration cannot be read, or does not describe a run, see `read_run`.
+    """
+    return read_run(with_overrides(load_settings(source), overrides))
+
+
+def load_settings(source: Source) -> dict[str, Any]:
+    """The sections of a configuration as plain values, unchecked.
+
+    Raises:
+      ConfigError: the configuration cannot be read, or has no sections.
+    """
+    settings: Any = source
+    if isinstance(source, str | os.PathLike):
+        settings = _read_file(os.fspath(source))
+    elif isinstance(source, Saved):
+        settings = source.load_config()
+    require("--config", settings, hasattr(settings, "keys"), "sections of fields")
+    return settings.to_dict() if hasattr(settings, "to_dict") else dict(settings)
+
+
+def _read_file(path: str) -> Any:
+    """The configuration in a file or of a name; a .json file is read without `ml_collections`."""
+    if not path.endswith(".json"):
+        return read_config_file(path)
+    allowed = "a .py file, or the config.json of a run"
+    with reading("--config", path, allowed, ValueError), open(path, encoding="utf-8") as file:
+        return json.load(file)
 
 
 def read_run(settings: Mapping[str, Any]) -> RunConfig:

@@ -38,7 +38,7 @@ class TrainedModel:
       variables: `params` and `batch_stats` (the averaged ones where the run keeps them), on every
         device.
       step: the checkpoint's step.
-      log: what is told how far long work is.
+      log: receives lines about the progress of long work.
     """
 
     workdir: Workdir
@@ -93,7 +93,7 @@ class TrainedModel:
           source: the split.
           index: (N,) positions of the examples in it.
           batch_size: examples at a time on each device.
-          progress: where to say how far the work is.
+          progress: reports how much of the work is done.
         """
         compute = self._compute(on_pixels(self.config.image, function))
         size = batch_size * self.mesh.size
@@ -160,19 +160,19 @@ def open_run(
       mesh: the devices; None: all there are.
       places: where the run's data is now, see `RunConfig.with_data_at`.
       results: where modes write; None: in `path`.
-      log: what is told how far long work is; None: the run's log.
+      log: receives lines about the progress of long work; None: the run's log.
 
     Raises:
       ConfigError: `path` is not the folder of a run, holds no checkpoint, or a configuration that
         does not describe what the checkpoint holds, or the checkpoint is not finite.
     """
-    from nvae_jax.config.run import read_run
+    from nvae_jax.config.run import load_run
     from nvae_jax.workdir import Workdir
     from nvae_jax.workdir.integrity import DamagedError
 
     workdir = Workdir(path, results=results)
     log = log or workdir.log
-    run = read_run(workdir.load_config()).with_data_at(places or {})
+    run = load_run(workdir).with_data_at(places or {})
     mesh = make_mesh() if mesh is None else mesh
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),

@@ -92,23 +92,16 @@ def candidates(
     """Settings that may fit, cheapest first: more recomputation, then more parts of the batch."""
     images = training.batch_size // mesh.size
     numbers = [number for number in range(2, images + 1) if images % number == 0]
-    ways: list[tuple[Remat, int]] = [("none", 1)]
-    if (
-        not recomputes(config) or mesh.devices.flat[0].platform == "cpu"
-    ):  # where it would save nothing
-        ways += [("none", number) for number in numbers]
-    else:
-        ways += [("cell", 1), ("group", 1), ("offload", 1)]
-        ways += [("group", number) for number in numbers]
+    # On CPU, recomputation would save nothing.
+    saves = recomputes(config) and mesh.devices.flat[0].platform != "cpu"
+    remats: tuple[Remat, ...] = ("none", "cell", "group", "offload") if saves else ("none",)
+    ways = [(remat, 1) for remat in remats]
+    ways += [("group" if saves else "none", number) for number in numbers]
     for remat, parts in ways:
-        yield (
-            _with_remat(config, remat),
-            dataclasses.replace(training, accumulation_steps=parts),
-        )
-
-
-def _with_remat(config: VAEConfig, remat: Remat) -> VAEConfig:
-    return dataclasses.replace(config, remat=remat) if isinstance(config, ModelConfig) else config
+        model = config
+        if isinstance(config, ModelConfig):
+            model = dataclasses.replace(config, remat=remat)
+        yield model, dataclasses.replace(training, accumulation_steps=parts)
 
 
 def search(
@@ -117,7 +110,7 @@ def search(
     limit: float | None,
     objective: Objective = ELBO,
 ) -> tuple[list[Report], bool]:
-    """Compiles one setting after the other, until one fits `limit` bytes; prints every result.
+    """Compiles one setting after another, until one fits `limit` bytes; prints every result.
 
     Returns: the reports, and whether the last one fits; without a limit the first one does.
     """

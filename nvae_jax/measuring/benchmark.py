@@ -5,6 +5,7 @@ Nothing here is imported but JAX, Flax, optax and NumPy, unless images of a data
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import platform
 import sys
@@ -16,13 +17,12 @@ import jax
 import optax
 
 from nvae_jax.compilation import usable_cores
-from nvae_jax.config.run import read_run
+from nvae_jax.config.run import load_run
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.errors import require
 from nvae_jax.measuring import step_split, workloads
-from nvae_jax.measuring.benchmark_report import Benchmark, from_plain
+from nvae_jax.measuring.benchmark_report import Benchmark
 from nvae_jax.measuring.operations import measure_operations
-from nvae_jax.measuring.results import read_json
 from nvae_jax.measuring.roofline import measure_machine
 from nvae_jax.measuring.timing import Row
 from nvae_jax.model.architecture import ModelConfig
@@ -30,29 +30,6 @@ from nvae_jax.parallel import make_mesh
 
 # In the order of measurement: the peak of the memory in use is the update's.
 PARTS = ("train", "update", "sample", "evaluate", "compile", "load", "operations")
-
-
-def parse_parts(text: str) -> list[str]:
-    """The parts that a list with commas names, in the order of measurement.
-
-    Raises:
-      ConfigError: there is no such part.
-    """
-    wanted = text.split(",")
-    for name in wanted:
-        require("--what", name, name in PARTS, f"{', '.join(PARTS)}, several with commas")
-    return [name for name in PARTS if name in wanted]
-
-
-def choose_devices(number: int | None) -> list[Any]:
-    """The first devices of this machine; None: all.
-
-    Raises:
-      ConfigError: it has fewer.
-    """
-    devices = jax.devices()
-    require("--devices", number, number is None or number <= len(devices), f"1 to {len(devices)}")
-    return devices[:number]
 
 
 def with_data(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,7 +67,7 @@ def measure_run(
     Raises:
       ConfigError: the settings do not describe a run, or their dataset is not here.
     """
-    run = read_run(with_data(settings))
+    run = load_run(with_data(settings))
     nvae: Any = run.model
     has_operations = "operations" not in parts or isinstance(nvae, ModelConfig)
     require("--what", "operations", has_operations, "with model.name = 'nvae' only")
@@ -125,9 +102,8 @@ def real_batch(dataset: Any, loading: Any, training: TrainingConfig) -> Any:
     from nvae_jax.data.loader import train_batches
 
     batches = train_batches(dataset, training.batch_size, training.seed, loading=loading)
-    batch = next(batches)
-    batches.close()
-    return batch
+    with contextlib.closing(batches):
+        return next(batches)
 
 
 def environment(devices: Sequence[Any]) -> dict[str, Any]:
@@ -143,12 +119,3 @@ def environment(devices: Sequence[Any]) -> dict[str, Any]:
         "flax": flax.__version__,
         "optax": optax.__version__,
     }
-
-
-def read_benchmarks(paths: Sequence[str]) -> list[Benchmark]:
-    """The benchmarks in files that --json wrote.
-
-    Raises:
-      ConfigError: a file cannot be read, or holds something else.
-    """
-    return [read_json("--compare", path, from_plain) for path in paths]

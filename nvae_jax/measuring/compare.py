@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from nvae_jax.errors import ConfigError
-from nvae_jax.measuring.results import new_figure, save_figure
+from nvae_jax.measuring.results import drawing
 from nvae_jax.workdir import Workdir
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -59,11 +59,11 @@ def summary(curves: Curves) -> list[str]:
 
 def draw_comparison(curves: Curves, title: str, path: str) -> None:
     """Draws the result of `read_curves` to the file `path`."""
-    figure = new_figure(7, 4)
-    axes = figure.subplots()
-    for label, (steps, values) in curves.items():
-        (line,) = axes.plot(steps, values.mean(0), marker=".", label=f"{label} ({len(values)})")
-        axes.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.2)
-    axes.set(xlabel="step", ylabel="validation NELBO, nats per image", title=title)
-    axes.legend()
-    save_figure(figure, path)
+    with drawing(path, 7, 4) as figure:
+        axes = figure.subplots()
+        for label, (steps, values) in curves.items():
+            (line,) = axes.plot(steps, values.mean(0), marker=".", label=f"{label} ({len(values)})")
+            lowest, highest = values.min(0), values.max(0)
+            axes.fill_between(steps, lowest, highest, color=line.get_color(), alpha=0.2)
+        axes.set(xlabel="step", ylabel="validation NELBO, nats per image", title=title)
+        axes.legend()

@@ -7,13 +7,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from nvae_jax.config.overrides import check_name, with_overrides
-from nvae_jax.config.run import RunConfig, read_run
+from nvae_jax.config.overrides import check_name
+from nvae_jax.config.run import RunConfig, load_run
 from nvae_jax.errors import reading, require, writing
 from nvae_jax.evaluation.distances import frechet_distance, gaussian, kernel_distance
 from nvae_jax.evaluation.inputs import fixed_split, read_pixels
@@ -23,7 +22,6 @@ from nvae_jax.evaluation.sampling import sample_batches
 from nvae_jax.evaluation.trained import TrainedModel, open_run
 from nvae_jax.measuring.gallery import copy_enlarged
 from nvae_jax.measuring.results import markdown
-from nvae_jax.measuring.settings import read_settings
 from nvae_jax.model import variable_shapes
 from nvae_jax.modes.codes import CodesOptions, codes
 from nvae_jax.modes.results import save_report
@@ -36,26 +34,27 @@ RESULT = "comparison"
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One that is compared.
+    """A model that is compared.
 
     Attributes:
       title: of its row; it is also the name of its runs' folders.
-      settings: of its run.
+      run: how it is trained, with any seed.
     """
 
     title: str
-    settings: Mapping[str, Any]
+    run: RunConfig
 
-    def run(self, seed: int) -> RunConfig:
-        """Its run with a seed."""
-        return read_run(with_overrides(self.settings, {"training.seed": seed}))
+    def with_seed(self, seed: int) -> RunConfig:
+        """The run with a seed."""
+        training = dataclasses.replace(self.run.training, seed=seed)
+        return dataclasses.replace(self.run, training=training)
 
     def folder(self, seed: int) -> str:
         """The name of the folder of that run."""
         return f"{self.title.lower().replace(' ', '_')}_{seed}"
 
 
-# The columns of the table: what to call them, their format, and whether less is better.
+# The columns of the table: what to call them, and their format.
 COLUMNS = {
     "parameters": ("parameters", ",.0f"),
     "seconds": ("s per update", ".3f"),
@@ -93,10 +92,10 @@ def read_entries(path: str) -> list[Entry]:
     for title, config, overrides in given:
         for name in overrides:
             check_name(name)
-        entries.append(Entry(title, with_overrides(read_settings(config), overrides)))
+        entries.append(Entry(title, load_run(config, overrides)))
     titles = [entry.title for entry in entries]
     require("list", titles, len(set(titles)) == len(titles) > 0, "one title for each entry")
-    runs = [entry.run(0) for entry in entries]
+    runs = [entry.run for entry in entries]
     for name in ("data", "training.epochs", "training.batch_size"):
         section, _, field = name.partition(".")
         values = [
@@ -109,7 +108,7 @@ def read_entries(path: str) -> list[Entry]:
 
 
 def compare(entries: Sequence[Entry], seeds: int, output: Path) -> str:
-    """Trains and measures every entry with seeds from 0 on; what is done already is not repeated.
+    """Trains and measures every entry with seeds from 0 on; nothing that is done is repeated.
 
     Args:
       entries: what to compare.
@@ -122,12 +121,12 @@ def compare(entries: Sequence[Entry], seeds: int, output: Path) -> str:
     for entry in entries:
         measured[entry.title] = []
         for seed in range(seeds):
-            run, path = entry.run(seed), output / entry.folder(seed)
+            run, path = entry.with_seed(seed), output / entry.folder(seed)
             last = train(run, path)
             assert last is not None  # nobody asks it to stop
             measured[entry.title].append(_measured(path))
     pictures = {entry.title: _pictures(output, entry) for entry in entries}
-    return _page(entries[0].run(0), measured, pictures, seeds)
+    return _page(entries[0].run, measured, pictures, seeds)
 
 
 def _measured(path: Path) -> dict[str, float]:
@@ -161,13 +160,8 @@ def measure(model: TrainedModel) -> dict[str, float]:
         "parameters": float(sum(math.prod(x.shape) for x in sizes)),
         "seconds": float(1 / np.median(speeds)),
     }
-    for name, metric in (
-        ("nelbo", "validation/nelbo"),
-        ("bits", "validation/nelbo_bits_per_dim"),
-        ("kl", "validation/kl"),
-    ):
-        if metric in last:
-            values[name] = last[metric]
+    validated = {"nelbo": "nelbo", "bits": "nelbo_bits_per_dim", "kl": "kl"}
+    values |= _found(last, {name: f"validation/{metric}" for name, metric in validated.items()})
 
     test = fixed_split(model.dataset, "test")
     index = np.arange(len(test))
@@ -191,12 +185,14 @@ def measure(model: TrainedModel) -> dict[str, float]:
     values["active"] = float(sum(group["active"] for group in groups))
     if "probe" in groups[0]:
         values["probe"] = max(group["probe"]["accuracy"] for group in groups)
-    for name in ("mutual_information", "total_correlation", "dimension_wise"):
-        if name in report.get("information", {}):
-            values[name] = report["information"][name]
-    if "accuracy" in report.get("classes", {}):
-        values["class_accuracy"] = report["classes"]["accuracy"]
-    return values
+    parts = ("mutual_information", "total_correlation", "dimension_wise")
+    values |= _found(report.get("information", {}), dict(zip(parts, parts, strict=True)))
+    return values | _found(report.get("classes", {}), {"class_accuracy": "accuracy"})
+
+
+def _found(report: Mapping[str, float], names: Mapping[str, str]) -> dict[str, float]:
+    """Entries of a report by the names of their columns, of those that it has."""
+    return {column: report[name] for column, name in names.items() if name in report}
 
 
 def _pictures(output: Path, entry: Entry) -> dict[str, Path]:
@@ -205,7 +201,7 @@ def _pictures(output: Path, entry: Entry) -> dict[str, Path]:
     found = {
         "samples": sorted(path.glob("pictures/samples_*.png"))[-1:],
         "reconstructions": sorted(path.glob("pictures/reconstructions_*.png"))[-1:],
-        "codes": [file for file in [path / "codes" / "test.png"] if file.exists()],
+        "codes": sorted(path.glob("codes/test.png")),
         "classes": sorted(path.glob("codes/*_classes.png")),
     }
     folder = output / "pictures"
@@ -225,16 +221,14 @@ def _page(
     pictures: Mapping[str, Mapping[str, Path]],
     seeds: int,
 ) -> str:
-    present = [
-        name for name in COLUMNS if any(name in x for runs in measured.values() for x in runs)
-    ]
-    rows = [
-        [
-            title,
-            *(_cell([x[name] for x in runs if name in x], COLUMNS[name][1]) for name in present),
-        ]
-        for title, runs in measured.items()
-    ]
+    everything = {name for runs in measured.values() for values in runs for name in values}
+    columns = {name: column for name, column in COLUMNS.items() if name in everything}
+    rows = []
+    for title, runs in measured.items():
+        row = {"": title}
+        for name, (heading, form) in columns.items():
+            row[heading] = _cell([one[name] for one in runs if name in one], form)
+        rows.append(row)
     lines = [
         f"## {run.data.name}",
         "",
@@ -243,7 +237,7 @@ def _page(
         "are summed, MMD² is the mean, and the probe that of the best group. Fréchet and kernel "
         "distance are those of samples to test images among features of a random network.",
         "",
-        *markdown(["", *(COLUMNS[name][0] for name in present)], rows),
+        *markdown(rows),
         "",
     ]
     for name in ("samples", "reconstructions", "codes", "classes"):

@@ -36,14 +36,9 @@ class Compiled:
     seconds: float
 
     @property
-    def bytes(self) -> float:
-        """Bytes that are read from and written to main memory."""
-        return self.traffic.bytes
-
-    @property
     def counts(self) -> dict[str, Any]:
         """The counts as fields of a `timing.Row`."""
-        return {"flops": self.flops, "bytes": self.bytes, "memory": self.memory}
+        return {"flops": self.flops, "bytes": self.traffic.bytes, "memory": self.memory}
 
 
 def compile_for(function: Any, *arguments: Any, devices: int = 1) -> Compiled:

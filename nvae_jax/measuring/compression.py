@@ -8,6 +8,7 @@ that is shorter, as it is for crops that overlap, whose parts it has seen before
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from nvae_jax.data.loader import random_crop
 from nvae_jax.data.sources.scikit import Photos
 from nvae_jax.errors import require
 from nvae_jax.evaluation.trained import TrainedModel
-from nvae_jax.measuring.results import markdown, new_figure, read_json, save_figure
+from nvae_jax.measuring.results import Rows, drawing, markdown, read_json
 from nvae_jax.modes.compress import progress
 
 ONCE = ("opening", "header", "checks", "word boundary")  # parts of a file that are not the model's
@@ -28,7 +29,7 @@ ONCE = ("opening", "header", "checks", "word boundary")  # parts of a file that 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A stream of images that was compressed and came back.
+    """A stream of images that was compressed and decompressed again.
 
     Attributes:
       images: how many.
@@ -54,12 +55,12 @@ class Record:
 
     @property
     def overhead(self) -> float:
-        """By what share of the NELBO the file is longer than it."""
+        """How much longer the file is than the NELBO, relative to it."""
         return 8 * self.bytes / self.nelbo - 1
 
     @property
     def once(self) -> float:
-        """The part of `overhead` that the opening, the header and the checks are."""
+        """The part of `overhead` that is due to the opening, the header and the checks."""
         return (sum(self.bits.get(name, 0) for name in ONCE) - self.opening_nelbo) / self.nelbo
 
 
@@ -134,11 +135,10 @@ def measure_compression(
     require("the images", images[0].shape, nelbo is not None, "images as the model has them")
     assert nelbo is not None  # which mypy does not know
     records = []
-    for length in lengths:
-        for batch_size in batch_sizes:
-            record = _record(model, images[:length], nelbo[:length], batch_size)
-            model.log(f"{length:,} images, batch {batch_size}: {record.overhead:+.2%}")
-            records.append(record)
+    for length, batch_size in itertools.product(lengths, batch_sizes):
+        record = _record(model, images[:length], nelbo[:length], batch_size)
+        model.log(f"{length:,} images, batch {batch_size}: {record.overhead:+.2%}")
+        records.append(record)
     others = other_codecs(images) if compare else {}
     return Measured(model.workdir.path.name, images[0].size, records, others)
 
@@ -189,44 +189,43 @@ def tables(measured: Sequence[Measured]) -> str:
     lines: list[str] = []
     for one in measured:
         longest = min(one.records, key=lambda record: (-record.images, record.batch_size))
-        for table in (_sizes(one), _speeds(one), _parts(longest), _others(one, longest)):
-            lines += [*table, ""] if table else []
+        for rows in (_sizes(one), _speeds(one), _parts(longest), _others(one, longest)):
+            lines += [*markdown(rows), ""] if rows else []
     return "\n".join(lines)
 
 
-def _sizes(one: Measured) -> list[str]:
-    header = ["run", "images", "batch", "bytes", "bits/dim", "NELBO, bits/dim"]
-    header += ["file against NELBO", "of which opening, header, checks", "opening, images"]
-    rows = [
-        [
-            *(one.name, f"{r.images:,}", str(r.batch_size), f"{r.bytes:,}"),
-            *(f"{bits / (r.images * one.dimensions):.4f}" for bits in (8 * r.bytes, r.nelbo)),
-            *(f"{share:+.2%}" for share in (r.overhead, r.once)),
-            str(r.opening),
-        ]
+def _sizes(one: Measured) -> Rows:
+    return [
+        {
+            "run": one.name,
+            "images": f"{r.images:,}",
+            "batch": str(r.batch_size),
+            "bytes": f"{r.bytes:,}",
+            "bits/dim": f"{8 * r.bytes / (r.images * one.dimensions):.4f}",
+            "NELBO, bits/dim": f"{r.nelbo / (r.images * one.dimensions):.4f}",
+            "file against NELBO": f"{r.overhead:+.2%}",
+            "of which opening, header, checks": f"{r.once:+.2%}",
+            "opening, images": str(r.opening),
+        }
         for r in one.records
     ]
-    return markdown(header, rows)
 
 
-def _speeds(one: Measured) -> list[str]:
-    header = ["run", "way", "images", "batch", "images/s", "images per processor second"]
-    header += ["network", "coder", "rest"]
+def _speeds(one: Measured) -> Rows:
     rows = []
     for r in one.records:
         for way, seconds in (("encoding", r.encoding), ("decoding", r.decoding)):
             total = seconds["total"]
-            shares = [
-                seconds[part]["processor"] / total["processor"] for part in ("network", "coder")
-            ]
-            shares.append(1 - sum(shares))
-            rates = [f"{r.images / total[clock]:.3g}" for clock in ("wall", "processor")]
-            counts = [f"{r.images:,}", str(r.batch_size)]
-            rows.append([one.name, way, *counts, *rates, *(f"{share:.0%}" for share in shares)])
-    return markdown(header, rows)
+            shares = [seconds[x]["processor"] / total["processor"] for x in ("network", "coder")]
+            row = {"run": one.name, "way": way, "images": f"{r.images:,}"}
+            row |= {"batch": str(r.batch_size), "images/s": f"{r.images / total['wall']:.3g}"}
+            row |= {"images per processor second": f"{r.images / total['processor']:.3g}"}
+            row |= {"network": f"{shares[0]:.0%}", "coder": f"{shares[1]:.0%}"}
+            rows.append(row | {"rest": f"{1 - sum(shares):.0%}"})
+    return rows
 
 
-def _parts(record: Record) -> list[str]:
+def _parts(record: Record) -> Rows:
     """Where the bits of a file are; the rows add up to it."""
     bits, total = record.bits, 8 * record.bytes
     rows: list[tuple[str, float]] = []
@@ -238,44 +237,40 @@ def _parts(record: Record) -> list[str]:
     rows += [(name, bits[name]) for name in ("pixels", "low bits", *ONCE) if bits.get(name)]
     rows.append(("**all**", sum(count for _, count in rows)))
     rows.append(("**the file**", total))
-    cells = [[name, f"{count:,.0f}", f"{count / total:.2%}"] for name, count in rows]
-    return markdown(["part", "bits", "of the file"], cells)
-
-
-def _others(one: Measured, record: Record) -> list[str]:
-    if not one.other_codecs:
-        return []
-    dimensions = record.images * one.dimensions
-
-    def cell(size: int | None) -> str:
-        return "" if size is None else f"{8 * size / dimensions:.3f}"
-
-    rows = [["this model", "", cell(record.bytes)]]
-    rows += [
-        [name, cell(sizes["each"]), cell(sizes.get("one_picture"))]
-        for name, sizes in one.other_codecs.items()
+    return [
+        {"part": name, "bits": f"{count:,.0f}", "of the file": f"{count / total:.2%}"}
+        for name, count in rows
     ]
-    return markdown(["bits/dim", "a file per image", "all in one file"], rows)
+
+
+def _others(one: Measured, record: Record) -> Rows:
+    def row(name: str, each: int | None, together: int | None) -> dict[str, str]:
+        bits = [8 * (size or 0) / (record.images * one.dimensions) for size in (each, together)]
+        each_text, together_text = (f"{x:.3f}" if x else "" for x in bits)
+        return {"bits/dim": name, "a file per image": each_text, "all in one file": together_text}
+
+    codecs = one.other_codecs.items()
+    rows = [row(name, sizes["each"], sizes.get("one_picture")) for name, sizes in codecs]
+    return [row("this model", None, record.bytes), *rows] if rows else []
 
 
 def draw_overhead(measured: Sequence[Measured], path: str) -> None:
-    """Draws by how much files are longer than the NELBO, against the length of their stream."""
-    figure = new_figure(4.5 * len(measured), 4)
-    panels = figure.subplots(1, len(measured), squeeze=False)[0]
-    for one, axes in zip(measured, panels, strict=True):
-        for batch_size in sorted({record.batch_size for record in one.records}):
-            records = [record for record in one.records if record.batch_size == batch_size]
-            lengths = [record.images for record in records]
-            total = [100 * record.overhead for record in records]
-            once = [100 * record.once for record in records]
-            (line,) = axes.plot(lengths, total, marker="o", label=f"batch of {batch_size}")
-            axes.plot(lengths, once, linestyle=":", color=line.get_color())
-        axes.axhline(0, color="grey", linewidth=0.8)
-        axes.set(xscale="log", xlabel="images in the stream", title=one.name)
-        axes.set_yscale("symlog", linthresh=1)
-        axes.set(ylabel="file beyond the NELBO, %")
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.plot([], [], linestyle=":", color="black", label="opening, header, checks")
-        axes.legend(fontsize="small")
-    save_figure(figure, path)
+    """Draws how much longer files are than the NELBO, against the length of their stream."""
+    with drawing(path, 4.5 * len(measured), 4) as figure:
+        panels = figure.subplots(1, len(measured), squeeze=False)[0]
+        for one, axes in zip(measured, panels, strict=True):
+            for batch_size in sorted({record.batch_size for record in one.records}):
+                records = [record for record in one.records if record.batch_size == batch_size]
+                lengths = [record.images for record in records]
+                total = [100 * record.overhead for record in records]
+                once = [100 * record.once for record in records]
+                (line,) = axes.plot(lengths, total, marker="o", label=f"batch of {batch_size}")
+                axes.plot(lengths, once, linestyle=":", color=line.get_color())
+            axes.axhline(0, color="grey", linewidth=0.8)
+            axes.set(xscale="log", xlabel="images in the stream", title=one.name)
+            axes.set_yscale("symlog", linthresh=1)
+            axes.set(ylabel="file beyond the NELBO, %")
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.plot([], [], linestyle=":", color="black", label="opening, header, checks")
+            axes.legend(fontsize="small")

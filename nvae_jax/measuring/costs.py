@@ -11,14 +11,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from nvae_jax.config.overrides import parse_value
+from nvae_jax.config.overrides import parse_value, with_overrides
 from nvae_jax.config.run import RunConfig
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.errors import ConfigError, require
 from nvae_jax.fields import from_mapping
 from nvae_jax.measuring.aot import Report, search
 from nvae_jax.measuring.hlo import Traffic
-from nvae_jax.measuring.results import markdown, new_figure, read_json, save_figure
+from nvae_jax.measuring.results import drawing, markdown, read_json
 from nvae_jax.measuring.topologies import make_devices
 from nvae_jax.model.families import model_config
 from nvae_jax.model.vae import VAEConfig
@@ -69,7 +69,7 @@ class Case:
     report: Report
 
     def limits(self) -> dict[str, float]:
-        """The shortest time of an update in seconds, by what limits it alone."""
+        """The shortest time of an update in seconds, if each resource alone limited it."""
         chip = _chip(self.topology)
         # What each chip sends for a result of n parts. A sum is scattered, then gathered.
         n = self.report.devices
@@ -112,7 +112,7 @@ def parse_values(text: str) -> tuple[str, list[Any]]:
 def settings(
     run: RunConfig, varied: Sequence[tuple[str, list[Any]]]
 ) -> list[tuple[str, Any, VAEConfig, TrainingConfig]]:
-    """What to compile: for each value of the first field, with all fields that change along.
+    """What to compile: the run with each value of the first field, and the others' that go with it.
 
     Args:
       run: to start from.
@@ -125,19 +125,17 @@ def settings(
     """
     field, first = varied[0] if varied else (DEVICES, [None])
     for name, values in varied:
+        known = name.startswith(("model.", "training.")) and name.count(".") == 1
+        require("--vary", name, known, "fields of model, training")
         if len(values) != len(first):
             raise ConfigError(
                 f"--vary has {len(values)} value(s) of {name}; allowed: {len(first)}, as of {field}"
             )
     cases = []
     for index, value in enumerate(first):
-        saved = run.to_dict()
-        sections = {name: saved[name] for name in ("model", "training")}
-        for name, values in varied:
-            section, _, key = name.partition(".")
-            require("--vary", name, section in sections, "fields of model, training")
-            sections[section][key] = values[index]
-        # Without `read_run`, which would refuse an image shape that is not the data's.
+        overrides = {name: values[index] for name, values in varied}
+        sections = with_overrides(run.to_dict(), overrides)
+        # Not by `read_run`, which would refuse an image shape that is not the data's.
         model = model_config(sections["model"])
         training = from_mapping(TrainingConfig, sections["training"], "training")
         cases.append((field, value, model, training))
@@ -161,16 +159,15 @@ def compile_cases(
         _chip(topology)
         devices, limit = make_devices(topology)
         for field, value, model, training in settings(run, varied):
-            mesh = make_mesh(devices, training.parameter_shards)
-            shards = training.parameter_shards
+            shards, parts = training.parameter_shards, training.accumulation_steps
+            mesh = make_mesh(devices, shards)
             allowed = "1; the time of links is counted for exchanges between all chips"
             require("training.parameter_shards", shards, shards == 1, allowed)
-            parts = training.accumulation_steps
             check_batch_size(mesh, training.batch_size, "training.batch_size", parts)
-            value = mesh.size if field == DEVICES else value
-            planned.append((topology, field, value, (model, training), mesh, limit))
+            case = topology, field, mesh.size if field == DEVICES else value
+            planned.append((case, (model, training), mesh, limit))
     cases = []
-    for topology, field, value, one, mesh, limit in planned:
+    for (topology, field, value), one, mesh, limit in planned:
         print(f"{topology}, {field} {value}", flush=True)
         reports, fits = search([one], mesh, limit, run.objective)
         cases += [Case(topology, field, value, report) for report in reports if fits]
@@ -183,14 +180,15 @@ def read_cases(paths: Sequence[str]) -> list[Case]:
     Raises:
       ConfigError: a file cannot be read, or holds something else.
     """
-    return [case for path in paths for case in read_json("the file of figures", path, _cases)]
+
+    def build(values: Any) -> list[Case]:
+        return [Case(**one | {"report": _report(**one["report"])}) for one in values]
+
+    return [case for path in paths for case in read_json("the file of figures", path, build)]
 
 
-def _cases(values: Any) -> list[Case]:
-    def report(traffic: Any, **figures: Any) -> Report:
-        return Report(traffic=Traffic(**traffic), **figures)
-
-    return [Case(**value | {"report": report(**value["report"])}) for value in values]
+def _report(traffic: dict[str, Any], **figures: Any) -> Report:
+    return Report(traffic=Traffic(**traffic), **figures)
 
 
 def tables(cases: Sequence[Case], images: int | None) -> str:
@@ -202,8 +200,7 @@ def tables(cases: Sequence[Case], images: int | None) -> str:
     """
     lines = []
     for group in _by_field(cases):
-        rows = [_cells(case, images) for case in group]
-        lines += [*markdown(list(rows[0]), [list(row.values()) for row in rows]), ""]
+        lines += [*markdown([_cells(case, images) for case in group]), ""]
     return "\n".join(lines)
 
 
@@ -239,29 +236,30 @@ def _by_field(cases: Sequence[Case]) -> list[list[Case]]:
 def draw_costs(cases: Sequence[Case], path: str) -> None:
     """Draws the shortest times and the memory against each varied field, to the file `path`."""
     groups = _by_field(cases)
-    figure = new_figure(2.8 * len(groups) + 2, 6)
-    panels = figure.subplots(2, len(groups), sharey="row", sharex="col", squeeze=False)
-    for group, times, memory in zip(groups, *panels, strict=True):
-        # The first side stands for a shape.
-        values = [c.value[0] if isinstance(c.value, list | tuple) else c.value for c in group]
-        numbers = all(type(value) in (int, float) and value > 0 for value in values)
-        values = values if numbers else list(map(str, values))
-        for name in group[0].limits():
-            times.plot(values, [1e3 * c.limits()[name] for c in group], marker="o", label=name)
-        for name in ("peak", "temporaries", "arguments"):
-            sizes = [getattr(case.report, name) / GIB for case in group]
-            memory.plot(values, sizes, marker="o", label="all together" * (name == "peak") or name)
-        slices = {case.topology for case in group}
-        title = slices.pop() if len(slices) == 1 else group[0].topology.partition(":")[0]
-        times.set(yscale="log", title=title)
-        times.yaxis.set_major_formatter("{x:g}")
-        memory.set(xlabel=group[0].field)
-        if numbers:
-            memory.set(xscale="log")
-            memory.set_xticks(values, map(str, values))
-            memory.set_xticks([], minor=True)
-    for axes, label in zip(panels[:, 0], ("shortest ms per update", "GiB per chip"), strict=True):
-        axes.set(ylabel=label)
-        axes.legend(fontsize="small")
-    panels[1, 0].set_ylim(0)  # of all panels; set earlier, it would keep the range of the first
-    save_figure(figure, path)
+    with drawing(path, 2.8 * len(groups) + 2, 6) as figure:
+        panels = figure.subplots(2, len(groups), sharey="row", sharex="col", squeeze=False)
+        for group, times, memory in zip(groups, *panels, strict=True):
+            # The first side stands for a shape.
+            values = [c.value[0] if isinstance(c.value, list | tuple) else c.value for c in group]
+            numbers = all(type(value) in (int, float) and value > 0 for value in values)
+            values = values if numbers else list(map(str, values))
+            for name in group[0].limits():
+                times.plot(values, [1e3 * c.limits()[name] for c in group], marker="o", label=name)
+            for name in ("peak", "temporaries", "arguments"):
+                sizes = [getattr(case.report, name) / GIB for case in group]
+                label = "all together" if name == "peak" else name
+                memory.plot(values, sizes, marker="o", label=label)
+            slices = {case.topology for case in group}
+            title = slices.pop() if len(slices) == 1 else group[0].topology.partition(":")[0]
+            times.set(yscale="log", title=title)
+            times.yaxis.set_major_formatter("{x:g}")
+            memory.set(xlabel=group[0].field)
+            if numbers:
+                memory.set(xscale="log")
+                memory.set_xticks(values, map(str, values))
+                memory.set_xticks([], minor=True)
+        labels = ("shortest ms per update", "GiB per chip")
+        for axes, label in zip(panels[:, 0], labels, strict=True):
+            axes.set(ylabel=label)
+            axes.legend(fontsize="small")
+        panels[1, 0].set_ylim(0)  # of all panels; set earlier, it would keep the range of the first

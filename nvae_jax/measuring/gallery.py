@@ -63,7 +63,7 @@ class Exhibit:
         return (f"{self.mode}/{name}.png", *self.more)
 
     def make(self, model: TrainedModel) -> Any:
-        """Has the mode make the pictures; returns what it returns."""
+        """Runs the mode, which makes the pictures, and returns its result."""
         run: Callable[[TrainedModel, Any], Any] = MODES[self.mode][1]
         return run(model, self.options)
 
@@ -72,12 +72,11 @@ class Exhibit:
         flags = [f"--mode {self.mode} --workdir {workdir}"]
         for field in dataclasses.fields(self.options):
             value = getattr(self.options, field.name)
-            if value == field.default:
-                continue
             if isinstance(value, tuple):
-                some = [*map(str, value[:4]), "…"] if len(value) > 8 else map(str, value)
-                value = ",".join(some)
-            flags.append(f"--{field.name}={value}")
+                some = [*value[:4], "…"] if len(value) > 8 else value
+                value = ",".join(map(str, some))
+            if getattr(self.options, field.name) != field.default:
+                flags.append(f"--{field.name}={value}")
         return "python -m nvae_jax.main " + " ".join(flags)
 
 
@@ -101,19 +100,12 @@ def exhibits(model: TrainedModel, draws: int) -> Iterator[Exhibit]:
         "draws.",
         (f"pictures/evaluate_test_{draws}_bounds.png",),
     )
-    for temperature, recalibrate in ((1.0, False), (0.7, False), (0.7, True)):
-        yield Exhibit(
-            f"Samples at temperature {temperature}",
-            SampleOptions(
-                temperature=(temperature,),
-                columns=16,
-                recalibrate=recalibrate,
-                name=f"t{temperature}" + "_recalibrated" * recalibrate,
-            ),
-            "With batch-norm statistics of samples at this temperature; the same seed."
-            if recalibrate
-            else "From the prior; the same seed at every temperature.",
-        )
+    prior = "From the prior; the same seed at every temperature."
+    recalibrated = "With batch-norm statistics of samples at this temperature; the same seed."
+    for t, again, text in ((1.0, False, prior), (0.7, False, prior), (0.7, True, recalibrated)):
+        name = f"t{t}" + "_recalibrated" * again
+        options = SampleOptions(temperature=(t,), columns=16, recalibrate=again, name=name)
+        yield Exhibit(f"Samples at temperature {t}", options, text)
     yield Exhibit(
         "What the scales hold",
         ReconstructOptions(images=images, temperature=(0.7,)),
@@ -170,7 +162,7 @@ def exhibits(model: TrainedModel, draws: int) -> Iterator[Exhibit]:
 
 
 def brightest_and_darkest(model: TrainedModel) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the training images with the highest and with the lowest mean level."""
+    """Names of the training images with the highest and the lowest mean levels."""
     source = fixed_split(model.dataset, "train")
     order = np.argsort([source[i].mean() for i in range(len(source))], kind="stable")
     number = min(_EXTREMES, len(source) // 2)
@@ -195,7 +187,7 @@ def page(workdirs: list[Path], output: Path, draws: int) -> str:
         "Made by `python -m nvae_jax.tools.gallery`; [modes.md](modes.md) describes all modes.",
         "",
     ]
-    # All are opened before the first is used, which takes long.
+    # All are opened before the first is used, because its pictures take long.
     for path, model in [(path, open_run(path)) for path in workdirs]:
         lines += section(path, model, output, draws)
     return "\n".join(lines).rstrip() + "\n"
@@ -243,16 +235,16 @@ def likelihood_table(report: dict[str, Any]) -> list[str]:
     """NELBO, its parts and the bounds."""
     rows = [(name, report[name]) for name in ("nelbo", "reconstruction", "kl")]
     rows += [(f"-log p(x), {bound['draws']:,} draws", bound) for bound in report["bounds"]]
-    return [
-        *markdown(
-            ["", "nats per image", "standard error", "bits/dim"],
-            [
-                [name, f"{x['nats']:.2f}", f"{x['standard_error']:.2f}", f"{x['bits_per_dim']:.4f}"]
-                for name, x in rows
-            ],
-        ),
-        "",
+    cells = [
+        {
+            "": name,
+            "nats per image": f"{x['nats']:.2f}",
+            "standard error": f"{x['standard_error']:.2f}",
+            "bits/dim": f"{x['bits_per_dim']:.4f}",
+        }
+        for name, x in rows
     ]
+    return [*markdown(cells), ""]
 
 
 def neighbors_sentence(report: dict[str, Any]) -> str:

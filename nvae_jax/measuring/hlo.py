@@ -22,7 +22,7 @@ COLLECTIVES = (
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "s4": 4, "u4": 4}
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _CALLEES = re.compile(r"(calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%[\w.\-]+)")
-# They only name or rename values, or their computations are counted on their own.
+# Operations that only name values, or whose computations are counted on their own.
 _MOVES_NOTHING = {
     "parameter",
     "constant",
@@ -35,7 +35,7 @@ _MOVES_NOTHING = {
     "after-all",
     "partition-id",
 }
-# Inside of a fusion they are no reason to touch more of a value than what is used of the result.
+# Inside a fusion these read no more of a value than is used of their result.
 _HANDS_ON = {"bitcast", "convert", "copy", "reshape"}
 
 
@@ -111,13 +111,8 @@ def _moved(
     instruction: Instruction, around: Computation, computations: dict[str, Computation]
 ) -> float:
     """Bytes of main memory that an instruction of the computation `around` reads and writes."""
-    touched = list(
-        zip(
-            _arrays(instruction.kind),
-            _parts_written(instruction, around, computations),
-            strict=True,
-        )
-    )
+    written = _parts_written(instruction, around, computations)
+    touched = list(zip(_arrays(instruction.kind), written, strict=True))
     for position, operand in enumerate(instruction.operands):
         if operand in around:
             part = min(_part_read(instruction, position, around, computations), 1.0)
@@ -131,7 +126,7 @@ def _part_read(
     around: Computation,
     computations: dict[str, Computation],
 ) -> float:
-    """Which part of an operand is read; more than 1: more than once."""
+    """The share of an operand that is read; above 1 where it is read more than once."""
     operation = instruction.operation
     if operation == "fusion":
         inside = computations[_fused(instruction)]
@@ -144,7 +139,7 @@ def _part_read(
 
 
 def _part_used(name: str, inside: Computation, computations: dict[str, Computation]) -> float:
-    """Which part of a value its users in a fused computation read."""
+    """The share of a value that its users in a fused computation read."""
     if name == list(inside)[-1]:
         return 1.0
     return sum(
@@ -160,7 +155,7 @@ def _part_used(name: str, inside: Computation, computations: dict[str, Computati
 def _parts_written(
     instruction: Instruction, around: Computation, computations: dict[str, Computation]
 ) -> list[float]:
-    """Which part of each array of a result is written."""
+    """The share of each array of a result that is written."""
     if instruction.operation == "fusion":
         inside = computations[_fused(instruction)]
         root = _origin(list(inside)[-1], inside)
@@ -174,7 +169,7 @@ def _parts_written(
 
 
 def _origin(name: str, inside: Computation) -> Instruction:
-    """What computes a value that is only handed on."""
+    """The instruction that computes a value, where others only pass it on."""
     instruction = inside[name]
     if instruction.operation in _HANDS_ON:
         return _origin(instruction.operands[0], inside)
@@ -251,7 +246,7 @@ def _count_runs(
 
 
 def _rounds(loop: Instruction, condition: Computation) -> float:
-    """How often a loop runs: as the compiler noted it, or the limit that its counter is held to."""
+    """How often a loop runs: as the compiler noted it, or the limit of its counter."""
     if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return float(noted[1])
     limits = [

@@ -91,13 +91,10 @@ def measure_loading(
             source = make_source(os.path.join(folder, kind.file_format + str(kind.height)), kind)
             for num_workers in workers:
                 rates: dict[str, list[float]] = {loader: [] for loader in LOADERS}
-                for _ in range(repetitions):
-                    for loader, start in LOADERS.items():
-                        with (
-                            contextlib.suppress(ImportError),
-                            start(source, kind, num_workers) as b,
-                        ):
-                            rates[loader].append(images_per_second(b, kind.batch_size, seconds))
+                turns = itertools.product(range(repetitions), LOADERS.items())
+                for _, (loader, start) in turns:
+                    with contextlib.suppress(ImportError), start(source, kind, num_workers) as b:
+                        rates[loader].append(images_per_second(b, kind.batch_size, seconds))
                 records += [
                     Record(name, loader, num_workers, values)
                     for loader, values in rates.items()
@@ -113,18 +110,14 @@ def make_source(path: str, kind: Kind, number: int = 1024) -> Source:
 
     photos = [Image.fromarray(image) for image in load_sample_images().images]
     rng = np.random.default_rng(0)
-    with (
-        lmdb.open(path, map_size=2**30) as environment,
-        environment.begin(write=True) as transaction,
-    ):
+    with lmdb.open(path, map_size=2**30) as file, file.begin(write=True) as transaction:
         for i in range(number):
             photo = photos[i % len(photos)]
             left = int(rng.integers(photo.width - kind.width + 1))
             top = int(rng.integers(photo.height - kind.height + 1))
             stream = io.BytesIO()
-            photo.crop((left, top, left + kind.width, top + kind.height)).save(
-                stream, kind.file_format
-            )
+            crop = photo.crop((left, top, left + kind.width, top + kind.height))
+            crop.save(stream, kind.file_format)
             transaction.put(str(i).encode(), stream.getvalue())
     return Decoded(LmdbRecords(path), kind.reader)
 
@@ -173,7 +166,7 @@ def table(records: list[Record]) -> str:
     rows = []
     for r in records:
         rates = r.images_per_second
-        figures = (statistics.median(rates), min(rates), max(rates))
-        rows.append([r.kind, str(r.num_workers), r.loader, *(f"{x:,.0f}" for x in figures)])
-    header = ["data", "workers", "loader", "images/s", "lowest", "highest"]
-    return "\n".join(markdown(header, rows))
+        row = {"data": r.kind, "workers": str(r.num_workers), "loader": r.loader}
+        row |= {"images/s": f"{statistics.median(rates):,.0f}"}
+        rows.append(row | {"lowest": f"{min(rates):,.0f}", "highest": f"{max(rates):,.0f}"})
+    return "\n".join(markdown(rows))

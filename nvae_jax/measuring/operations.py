@@ -26,7 +26,7 @@ from nvae_jax.model.kernels.depthwise import FORMULATIONS
 from nvae_jax.model.kernels.pointwise import pointwise_conv
 from nvae_jax.model.normalization import BatchNorm
 
-# (forward of the arguments, from the arguments and the output's gradient to theirs)
+# (the forward pass, a function from the arguments and the output's gradient to their gradients)
 Formulation = tuple[Callable[..., Any], Callable[..., Any]]
 
 
@@ -64,19 +64,14 @@ class Operation:
 def places(config: ModelConfig) -> list[Place]:
     """The finest resolution first: blocks before and after the latents, then the latent scales."""
     height, width, _ = config.image_shape
-    outside = [
-        Place(
-            height // factor,
-            width // factor,
-            config.encoder_channels * factor,
-            config.decoder_channels * factor,
-            expansion=3,
-        )
-        for factor in (2**block for block in range(config.num_blocks))
-    ]
-    return outside + [
-        Place(s.height, s.width, s.encoder_channels, s.decoder_channels, expansion=6)
-        for s in config.scales
+    encoder, decoder = config.encoder_channels, config.decoder_channels
+    factors = [2**block for block in range(config.num_blocks)]
+    return [
+        *(Place(height // f, width // f, encoder * f, decoder * f, expansion=3) for f in factors),
+        *(
+            Place(s.height, s.width, s.encoder_channels, s.decoder_channels, expansion=6)
+            for s in config.scales
+        ),
     ]
 
 
@@ -169,7 +164,7 @@ def measure_operations(config: ModelConfig, batch_size: int, repeats: int) -> li
         counts = _counts(operation, g)
         arrays = {direction: draw(arguments) for direction, arguments in shapes.items()}
         calls = {
-            (formulation, direction): _bound(function, arrays[direction])
+            (formulation, direction): functools.partial(jax.jit(function), *arrays[direction])
             for formulation, (forward, gradient) in operation.formulations.items()
             for direction, function in {"forward": forward, "gradient": gradient}.items()
         }
@@ -182,27 +177,18 @@ def measure_operations(config: ModelConfig, batch_size: int, repeats: int) -> li
     return rows
 
 
-def _bound(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[[], Any]:
-    jitted: Any = jax.jit(function)
-    return lambda: jitted(*arguments)
-
-
 def _counts(operation: Operation, g: Any) -> dict[str, dict[str, Any]]:
     """FLOPs and bytes of both directions; g is the shape of the output's gradient."""
     forward, gradient = next(iter(operation.formulations.values()))
     traced = jax.jit(forward).trace(*operation.arguments)
     backward = jax.jit(gradient).trace(*operation.arguments, g)
     flops = count_flops(traced.jaxpr)
+    moved = count_bytes((operation.arguments, traced.out_info))
+    moved_back = count_bytes((operation.arguments, g, backward.out_info))
+    # A gradient is traced with the forward pass that it belongs to.
     return {
-        "forward": {
-            "flops": flops,
-            "bytes": count_bytes((operation.arguments, traced.out_info)),
-        },
-        "gradient": {
-            # A gradient is traced with the forward pass that it belongs to.
-            "flops": count_flops(backward.jaxpr) - flops,
-            "bytes": count_bytes((operation.arguments, g, backward.out_info)),
-        },
+        "forward": {"flops": flops, "bytes": moved},
+        "gradient": {"flops": count_flops(backward.jaxpr) - flops, "bytes": moved_back},
     }
 
 

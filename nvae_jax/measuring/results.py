@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from nvae_jax.errors import reading, require, writing
+from nvae_jax.errors import reading, writing
 
 T = TypeVar("T")
 
-_PART = ".part"  # what the name of a file ends with that is being written
+# The rows of a table: in each, the cells by the titles of their columns.
+Rows = Sequence[Mapping[str, str]]
+
+PART = ".part"  # the ending of a file that is still being written
 
 
 def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
@@ -24,56 +27,23 @@ def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown(rows: Rows) -> list[str]:
     """Lines of a table in Markdown."""
-    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+    cells = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return [f"| {' | '.join(line)} |" for line in cells]
 
 
-def check_file(option: str, path: str | None) -> None:
-    """Checks, before long work, that its results can be written to a file.
-
-    Args:
-      option: the option that names the file.
-      path: the file; None: the option is not given.
-
-    Raises:
-      ConfigError: the file's folder does not exist or cannot be written to, or the file is a
-        folder.
-    """
-    if path is not None:
-        folder = os.path.dirname(os.path.abspath(path))
-        require(option, path, os.path.isdir(folder), "a file in a folder that exists")
-        require(option, path, not os.path.isdir(path), "a file, and no folder")
-        with writing(path):
-            open(path + _PART, "w").close()
-            os.remove(path + _PART)
-
-
-def check_picture(option: str, path: str | None) -> None:
-    """As `check_file`, for a picture.
-
-    Raises:
-      ConfigError: the file cannot be written, or matplotlib cannot draw such a file.
-    """
-    check_file(option, path)
-    if path is not None:
-        installed = importlib.util.find_spec("matplotlib") is not None
-        require(option, path, installed, "with matplotlib (pip install matplotlib)")
-        formats = new_figure(1, 1).canvas.get_supported_filetypes()
-        fits = os.path.splitext(path)[1].removeprefix(".").lower() in formats
-        require(option, path, fits, f"a file name that ends with {', '.join(formats)}")
-
-
-def write_text(path: str, text: str) -> None:
+def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a file, which appears whole or not at all.
 
     Raises:
       ConfigError: it cannot be written.
     """
+    part = os.fspath(path) + PART
     with writing(path):
-        with open(path + _PART, "w", encoding="utf-8") as file:
+        with open(part, "w", encoding="utf-8") as file:
             file.write(text)
-        os.replace(path + _PART, path)
+        os.replace(part, path)
 
 
 def write_json(path: str, value: Any) -> None:
@@ -82,12 +52,13 @@ def write_json(path: str, value: Any) -> None:
 
 
 def read_json(option: str, path: str, build: Callable[[Any], T]) -> T:
-    """What `build` makes of the value in a file that one of these commands wrote.
+    """Builds something from the value in a file that one of these commands has written.
 
     Args:
       option: the option that names the file, for messages.
       path: the file.
-      build: of another value it raises AttributeError, KeyError, TypeError or ValueError.
+      build: makes it from the value; for an unsuitable one it raises AttributeError, KeyError,
+        TypeError or ValueError.
 
     Raises:
       ConfigError: the file cannot be read, or holds something else.
@@ -98,18 +69,16 @@ def read_json(option: str, path: str, build: Callable[[Any], T]) -> T:
         return build(json.load(file))
 
 
-def new_figure(width: float, height: float) -> Any:
-    """An empty figure of `width` by `height` inches."""
-    import matplotlib.figure
-
-    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
-
-
-def save_figure(figure: Any, path: str) -> None:
-    """Writes a figure to a picture file.
+@contextlib.contextmanager
+def drawing(path: str, width: float, height: float) -> Iterator[Any]:
+    """An empty figure of `width` by `height` inches, which is then written to a picture file.
 
     Raises:
       ConfigError: it cannot be written.
     """
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+    yield figure
     with writing(path):
         figure.savefig(path, dpi=110)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -20,38 +22,36 @@ from nvae_jax.training.optimizer import make_links
 from nvae_jax.training.program import batch_pixels
 from nvae_jax.training.step import averaged, make_turns, mean_over_parts
 
-BETA, REGULARIZATION = 0.5, 1e-2  # weights of the middle of training; they cost the same at any
+BETA, REGULARIZATION = 0.5, 1e-2  # as in the middle of training; any weights cost the same
 
 
 def update(work: Workload) -> list[Row]:
-    """The update as a whole. The state of `work` goes on by some steps."""
-    update, step, peak = _warm_update(work)
+    """The update as a whole. It advances the state of `work` by some steps."""
+    step, counts = _warm_update(work)
     seconds = measure({"step": step}, work.repeats)["step"]
-    return [Row("update", "step", seconds, **_of_step(work, update, peak))]
+    return [Row("update", "step", seconds, work.training.batch_size, **counts)]
 
 
 def train(work: Workload) -> list[Row]:
-    """The update and its parts, see `split`. The state of `work` goes on by some steps.
+    """The update and its parts, see `split`. It advances the state of `work` by some steps.
 
     An update of several turns, or without regularisers, is measured as a whole only.
     """
-    update, step, peak = _warm_update(work)
+    step, step_counts = _warm_update(work)
     turns = make_turns(work.model, work.training, STEPS_PER_EPOCH, work.objective)
     calls: dict[str, Callable[[], Any]] = {}
     counts: dict[str, dict[str, Any]] = {}
     if len(turns) == 1 and work.training.regularization:  # or it has other parts than these
         calls, counts = _parts(work, turns[0])
     seconds = measure({"step": step, **calls}, work.repeats)
-    rows = [Row("train", "step", seconds["step"], **_of_step(work, update, peak))]
-    if not calls:
-        return rows
-    for name, values in split(seconds).items():
+    rows = [Row("train", "step", seconds["step"], work.training.batch_size, **step_counts)]
+    for name, values in split(seconds).items() if calls else ():
         rows.append(Row("train", name, values, **counts.get(name, {})))
     return rows
 
 
-def _warm_update(work: Workload) -> tuple[Compiled, Callable[[], Any], int | None]:
-    """The update, a function that does one, and the peak of the memory in use after some."""
+def _warm_update(work: Workload) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """A function that does an update, when some are done already, and the counts of an update."""
     update = compile_for(work.program.update, work.state, work.batch, devices=work.mesh.size)
 
     def step() -> Any:
@@ -62,15 +62,11 @@ def _warm_update(work: Workload) -> tuple[Compiled, Callable[[], Any], int | Non
     for _ in range(WARM_UP):
         jax.block_until_ready(step())
     peak = (work.mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use")
-    return update, step, peak
-
-
-def _of_step(work: Workload, update: Compiled, peak: int | None) -> dict[str, Any]:
-    return {"images": work.training.batch_size, **update.counts, "peak": peak}
+    return step, {**update.counts, "peak": peak}
 
 
 def split(seconds: Mapping[str, list[float]]) -> dict[str, list[float]]:
-    """A step's parts, whose sum it is in every repeat.
+    """The parts of a step, which add up to it in every repeat.
 
     `backward` is the time of the gradient less that of the forward pass, `rest` the time of the
     step less that of its parts one by one; it is negative where the compiler joins parts.
@@ -78,17 +74,12 @@ def split(seconds: Mapping[str, list[float]]) -> dict[str, list[float]]:
     Args:
       seconds: of `step`, `input`, `forward`, `gradient`, `spectral` and `optimiser`.
     """
-    gradient, forward = seconds["gradient"], seconds["forward"]
-    parts = {
-        "input": seconds["input"],
-        "forward": forward,
-        "backward": [g - f for g, f in zip(gradient, forward, strict=True)],
-        "spectral": seconds["spectral"],
-        "optimiser": seconds["optimiser"],
-    }
-    sums = [sum(values) for values in zip(*parts.values(), strict=True)]
-    rest = [whole - part for whole, part in zip(seconds["step"], sums, strict=True)]
-    return parts | {"rest": rest}
+    taken = {name: np.asarray(values) for name, values in seconds.items()}
+    parts = {name: taken[name] for name in ("input", "forward")}
+    parts["backward"] = taken["gradient"] - taken["forward"]
+    parts |= {name: taken[name] for name in ("spectral", "optimiser")}
+    parts["rest"] = taken["step"] - sum(parts.values())
+    return {name: values.tolist() for name, values in parts.items()}
 
 
 def _parts(
@@ -100,7 +91,6 @@ def _parts(
     links = make_links(training, STEPS_PER_EPOCH, work.mesh)
     spectral = links.pop("spectral")
     others = optax.named_chain(*links.items())
-    loss = turn.loss
     compiled: dict[str, Compiled] = {}
     calls: dict[str, Callable[[], Any]] = {}
 
@@ -116,23 +106,19 @@ def _parts(
 
     def over_parts(function: Callable[..., Any]) -> Callable[..., Any]:
         def run(params: Any, batch_stats: Any, x: Array, key: Array) -> Any:
-            return mean_over_parts(
-                lambda x, key: function(params, batch_stats, x, key, jnp.asarray(BETA)),
-                x,
-                key,
-                training.accumulation_steps,
-                loop_unroll(work.model),
-            )
+            def part(x: Array, key: Array) -> Any:
+                return function(params, batch_stats, x, key, jnp.asarray(BETA))
+
+            unroll = loop_unroll(work.model)
+            return mean_over_parts(part, x, key, training.accumulation_steps, unroll)
 
         return run
 
-    def regularize(gradient: Any, opt_state: Any, params: Any) -> Any:
-        return spectral.update(gradient, opt_state, params, regularization=REGULARIZATION)
+    regularize = functools.partial(spectral.update, regularization=REGULARIZATION)
+    update_others = functools.partial(others.update, regularization=REGULARIZATION)
 
     def optimise(gradient: Any, opt_state: Any, params: Any, ema_params: Any) -> Any:
-        updates, opt_state = others.update(
-            gradient, opt_state, params, regularization=REGULARIZATION
-        )
+        updates, opt_state = update_others(gradient, opt_state, params)
         params = optax.apply_updates(params, updates)
         return params, averaged(training, params, ema_params), opt_state
 
@@ -141,8 +127,8 @@ def _parts(
     def images() -> tuple[Any, ...]:
         return work.state.params, work.state.batch_stats, x, key
 
-    add("forward", over_parts(loss), images)
-    gradient, _ = add("gradient", over_parts(jax.grad(loss, has_aux=True)), images)
+    add("forward", over_parts(turn.loss), images)
+    gradient, _ = add("gradient", over_parts(jax.grad(turn.loss, has_aux=True)), images)
 
     def of_spectral() -> tuple[Any, ...]:
         return gradient, work.state.opt_state["spectral"], work.state.params

@@ -1,7 +1,7 @@
 """Devices to compile for that need not be at hand: TPU slices and GPUs.
 
 JAX's compilers for both are in wheels and run on any machine. A TPU's is told the name of a slice;
-a GPU's is told what a driver would say of the card, which is in `GPUS`.
+a GPU's is told what the driver would report of the card, which is in `GPUS`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,6 @@ from nvae_jax.training.fitting import GIB, device_memory
 # Memory of a device as JAX counts devices, from the makers' documentation.
 TPU_MEMORY = {"v2": 8, "v3": 16, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB
 
-# What no compiler counts that has no card to try its choices on.
-GPU_LEAVES_OUT = (
-    "compiled without the card: cuDNN's workspace, which tuning on the card chooses, is not in the "
-    "figures"
-)
 _TPU_COMPILER = "with libtpu (pip install libtpu)"
 _GPU_COMPILER = (
     "with JAX's compiler for GPUs (pip install "
@@ -67,14 +62,13 @@ class Gpu:
     """A card.
 
     Attributes:
-      name: as the driver says it.
+      name: as the driver reports it.
       capability: compute capability, a key of `CAPABILITIES`.
       multiprocessors: how many it has.
       clock: GHz at most.
       cache: bytes of the second level.
       memory: bytes that the driver reports.
       bandwidth: bytes of memory per second.
-      source: of these figures.
     """
 
     name: str
@@ -84,54 +78,24 @@ class Gpu:
     cache: int
     memory: int
     bandwidth: float
-    source: str
 
 
-_XLA = "github.com/openxla/xla, xla/backends/gpu/target_config/specs/{}.txtpb"
 _MIB = 2**20
-# By the name that `--topology` has for them. Where XLA has no file for a card, its memory is what
-# nvidia-smi reports.
+# By the name that `--topology` has for them. Sources: github.com/openxla/xla, the files v100,
+# a100_sxm_40, a100_sxm_80, a6000, h100_sxm and h200 of xla/backends/gpu/target_config/specs;
+# NVIDIA's datasheets of the T4 and the L4, and its whitepaper of the Ada architecture (L4, RTX
+# 4090). Other sizes of memory are what nvidia-smi reports (CUDA's deviceQuery for the T4).
 GPUS = {
-    "t4": Gpu(
-        *("Tesla T4", (7, 5), 40, 1.59, 4 * _MIB, 15843721216, 320e9),
-        source="NVIDIA T4 datasheet; CUDA's deviceQuery",
-    ),
-    "v100": Gpu(
-        *("Tesla V100-SXM2-16GB", (7, 0), 80, 1.53, 6 * _MIB, 16935682048, 898.048e9),
-        source=_XLA.format("v100"),
-    ),
-    "v100-32": Gpu(
-        *("Tesla V100-SXM2-32GB", (7, 0), 80, 1.53, 6 * _MIB, 32510 * _MIB, 898.048e9),
-        source=_XLA.format("v100") + "; memory: nvidia-smi",
-    ),
-    "a100-40": Gpu(
-        *("NVIDIA A100-SXM4-40GB", (8, 0), 108, 1.41, 40 * _MIB, 42331013120, 1555.2e9),
-        source=_XLA.format("a100_sxm_40"),
-    ),
-    "a100-80": Gpu(
-        *("NVIDIA A100-SXM4-80GB", (8, 0), 108, 1.41, 40 * _MIB, 85100068864, 2039.04e9),
-        source=_XLA.format("a100_sxm_80"),
-    ),
-    "a6000": Gpu(
-        *("NVIDIA RTX A6000", (8, 6), 84, 1.8, 6 * _MIB, 51041271808, 768.096e9),
-        source=_XLA.format("a6000"),
-    ),
-    "l4": Gpu(
-        *("NVIDIA L4", (8, 9), 58, 2.04, 48 * _MIB, 23034 * _MIB, 300e9),
-        source="NVIDIA L4 datasheet; NVIDIA Ada GPU architecture whitepaper",
-    ),
-    "rtx4090": Gpu(
-        *("NVIDIA GeForce RTX 4090", (8, 9), 128, 2.52, 72 * _MIB, 24564 * _MIB, 1008e9),
-        source="NVIDIA Ada GPU architecture whitepaper",
-    ),
-    "h100": Gpu(
-        *("NVIDIA H100 80GB HBM3", (9, 0), 132, 1.98, 50 * _MIB, 84942979072, 3352.32e9),
-        source=_XLA.format("h100_sxm"),
-    ),
-    "h200": Gpu(
-        *("NVIDIA H200 141GB HBM3e", (9, 0), 132, 1.98, 50 * _MIB, 151397597184, 4800e9),
-        source=_XLA.format("h200"),
-    ),
+    "t4": Gpu("Tesla T4", (7, 5), 40, 1.59, 4 * _MIB, 15843721216, 320e9),
+    "v100": Gpu("Tesla V100-SXM2-16GB", (7, 0), 80, 1.53, 6 * _MIB, 16935682048, 898.048e9),
+    "v100-32": Gpu("Tesla V100-SXM2-32GB", (7, 0), 80, 1.53, 6 * _MIB, 32510 * _MIB, 898.048e9),
+    "a100-40": Gpu("NVIDIA A100-SXM4-40GB", (8, 0), 108, 1.41, 40 * _MIB, 42331013120, 1555.2e9),
+    "a100-80": Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 108, 1.41, 40 * _MIB, 85100068864, 2039.04e9),
+    "a6000": Gpu("NVIDIA RTX A6000", (8, 6), 84, 1.8, 6 * _MIB, 51041271808, 768.096e9),
+    "l4": Gpu("NVIDIA L4", (8, 9), 58, 2.04, 48 * _MIB, 23034 * _MIB, 300e9),
+    "rtx4090": Gpu("NVIDIA GeForce RTX 4090", (8, 9), 128, 2.52, 72 * _MIB, 24564 * _MIB, 1008e9),
+    "h100": Gpu("NVIDIA H100 80GB HBM3", (9, 0), 132, 1.98, 50 * _MIB, 84942979072, 3352.32e9),
+    "h200": Gpu("NVIDIA H200 141GB HBM3e", (9, 0), 132, 1.98, 50 * _MIB, 151397597184, 4800e9),
 }
 
 
@@ -149,7 +113,7 @@ def make_devices(topology: str | None) -> tuple[list[Any], float | None]:
     if topology is None:
         return jax.devices(), device_memory(jax.devices())
     name, _, count = topology.partition(":")
-    # The compilers shall look neither for their devices nor for other processes that use them.
+    # So that the compilers look neither for devices of theirs nor for processes that use them.
     if name in GPUS:
         require("--topology", topology, has_gpu_compiler(), _GPU_COMPILER)
         jax.config.update("jax_platforms", "cpu")
@@ -162,22 +126,12 @@ def make_devices(topology: str | None) -> tuple[list[Any], float | None]:
     return _slice(topology)
 
 
-def is_gpu(device: Any) -> bool:
-    """Whether a device, at hand or not, is a GPU."""
-    return device.platform in ("gpu", "cuda", "rocm")
-
-
 def has_gpu_compiler() -> bool:
     """Whether JAX's compiler for GPUs is installed."""
-    return all(
-        map(_is_installed, ("jax_plugins.xla_cuda12", "jax_cuda12_plugin", "nvidia.cuda_nvcc"))
-    )
-
-
-def _is_installed(module: str) -> bool:
+    modules = ("jax_plugins.xla_cuda12", "jax_cuda12_plugin", "nvidia.cuda_nvcc")
     try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package around it
+        return None not in map(importlib.util.find_spec, modules)
+    except ModuleNotFoundError:  # the package around a module
         return False
 
 
@@ -190,7 +144,7 @@ def _gpus(topology: str, gpu: Gpu, count: str) -> tuple[list[Any], float]:
     devices = topologies.get_topology_desc(
         platform="cuda", target_config=target_config(gpu), topology=f"1x{machines or 1}x{each}"
     ).devices
-    # What JAX takes of a card's memory.
+    # The part of a card's memory that JAX reserves.
     part = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"))
     return list(devices), part * gpu.memory
 
@@ -222,7 +176,7 @@ def target_config(gpu: Gpu) -> str:
         "thread_dim_limit_x": 1024,
         "thread_dim_limit_y": 1024,
         "thread_dim_limit_z": 64,
-        # Of the software, as recent as JAX's wheels.
+        # Versions of the software, about those of JAX's wheels.
         "driver_version": '"12.9.0"',
         "runtime_version": '"12.9.0"',
         "compile_time_toolkit_version": '"12.9.0"',

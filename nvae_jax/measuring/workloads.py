@@ -54,25 +54,18 @@ class Workload:
         batch: Mapping[str, np.ndarray] | None = None,
         objective: Objective = ELBO,
     ):
-        self.objective = objective
         self.model, self.training, self.mesh, self.repeats = model, training, mesh, repeats
+        self.objective = objective
         self.flip = not model.image.binarize
         self.program = make_program(
             model, training, STEPS_PER_EPOCH, mesh, flip=self.flip, objective=objective
         )
         self.batch = shard_batch(mesh, dict(batch or random_batch(self.program.batch)))
-        self._state: TrainState | None = None
 
-    @property
+    @functools.cached_property
     def state(self) -> TrainState:
         """The state after the last update."""
-        if self._state is None:
-            self._state = self.program.init(self.batch, np.uint32(self.training.seed))
-        return self._state
-
-    @state.setter
-    def state(self, state: TrainState) -> None:
-        self._state = state
+        return self.program.init(self.batch, np.uint32(self.training.seed))
 
 
 def random_batch(shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -105,11 +98,9 @@ def sample(work: Workload, num_images: int) -> list[Row]:
     draw = compile_for(jit_on(work.mesh, make_draw(work.model)), *folded)
     sampler = compile_for(make_sampler(work.model, num_images), *trained)
     calls = {"batch": lambda: draw.call(*folded), "as trained": lambda: sampler.call(*trained)}
+    counts = {"batch": draw.counts, "as trained": sampler.counts}
     seconds = measure(calls, work.repeats)
-    return [
-        Row("sample", name, seconds[name], num_images, **compiled.counts)
-        for name, compiled in {"batch": draw, "as trained": sampler}.items()
-    ]
+    return [Row("sample", name, seconds[name], num_images, **counts[name]) for name in calls]
 
 
 def _fold(work: Workload) -> Callable[[Any], Any]:
@@ -133,13 +124,11 @@ def evaluate(work: Workload) -> list[Row]:
     nelbo = compile_for(terms, variables, batch, number, devices=size)
     weights = compile_for(likelihood, folded, x, batch["index"], devices=size)
     name = f"importance weights, {DRAWS} draws"
-    seconds = measure(
-        {
-            "NELBO": lambda: nelbo.call(variables, batch, number),
-            name: lambda: weights.call(folded, x, batch["index"]),
-        },
-        work.repeats,
-    )
+    calls = {
+        "NELBO": lambda: nelbo.call(variables, batch, number),
+        name: lambda: weights.call(folded, x, batch["index"]),
+    }
+    seconds = measure(calls, work.repeats)
     return [
         Row("evaluate", "NELBO", seconds["NELBO"], images, **nelbo.counts),
         Row("evaluate", name, seconds[name], images, DRAWS, memory=weights.memory),
@@ -195,8 +184,6 @@ def load(
     from nvae_jax.data.loader import train_batches
 
     batches = train_batches(dataset, batch_size, seed, loading=loading)
-    try:
+    with contextlib.closing(batches):
         rates = [images_per_second(batches, batch_size, seconds) for _ in range(repeats)]
-    finally:
-        batches.close()
     return [Row("load", "batch", [batch_size / rate for rate in rates], batch_size)]

@@ -15,13 +15,20 @@ import dataclasses
 from collections.abc import Sequence
 
 from nvae_jax.command_line import door
+from nvae_jax.config.run import load_run
 from nvae_jax.errors import ConfigError
 from nvae_jax.measuring.aot import candidates, search
-from nvae_jax.measuring.results import check_file, write_json
-from nvae_jax.measuring.settings import make_parser, parse, read_config
-from nvae_jax.measuring.topologies import GPU_LEAVES_OUT, is_gpu, make_devices
+from nvae_jax.measuring.results import write_json
+from nvae_jax.measuring.topologies import GPUS, make_devices
 from nvae_jax.parallel import make_mesh
+from nvae_jax.tools.options import check_file, make_parser, parse
 from nvae_jax.training.fitting import GIB
+
+# What a compiler cannot count without the card, on which it would try its choices.
+GPU_LEAVES_OUT = (
+    "compiled without the card: cuDNN's workspace, which tuning on the card chooses, is not in the "
+    "figures"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with door():
         options = parse(parser, argv)
         check_file("--json", options.json)
-        run = read_config(options)
+        run = load_run(options.config, options.overrides)
         model, training = run.model, run.training
         devices, limit = make_devices(options.topology)
         mesh = make_mesh(devices, training.parameter_shards)
@@ -41,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         memory = "" if limit is None else f" of {limit / GIB:.1f} GiB"
         size = training.batch_size
         print(f"{where}: {mesh.size} device(s){memory}, {size} images, {model.dtype}")
-        if options.topology and is_gpu(devices[0]):
+        if (options.topology or "").partition(":")[0] in GPUS:
             print(GPU_LEAVES_OUT)
         tried = candidates(model, training, mesh) if options.fit else [(model, training)]
         reports, fits = search(tried, mesh, limit, run.objective)

@@ -17,33 +17,49 @@ if __name__ == "__main__":  # not in processes that read data
 
 import os
 from collections.abc import Sequence
+from typing import Any
+
+import jax
 
 from nvae_jax.command_line import door
 from nvae_jax.compilation import keep_compiled_programs
 from nvae_jax.config.overrides import with_overrides
-from nvae_jax.errors import ConfigError
-from nvae_jax.measuring.benchmark import (
-    PARTS,
-    choose_devices,
-    measure_run,
-    parse_parts,
-    read_benchmarks,
-)
+from nvae_jax.config.run import load_run, load_settings
+from nvae_jax.errors import ConfigError, require
+from nvae_jax.measuring.benchmark import PARTS, measure_run
 from nvae_jax.measuring.benchmark_report import (
     comparison,
     draw_benchmark,
     draw_scaling,
+    from_plain,
     table,
     to_plain,
 )
-from nvae_jax.measuring.results import check_file, check_picture, write_json
-from nvae_jax.measuring.settings import (
-    at_least,
-    make_parser,
-    parse,
-    read_config,
-    read_settings,
-)
+from nvae_jax.measuring.results import read_json, write_json
+from nvae_jax.tools.options import at_least, check_file, check_picture, make_parser, parse
+
+
+def parse_parts(text: str) -> list[str]:
+    """The parts that a list with commas names, in the order of measurement.
+
+    Raises:
+      ConfigError: there is no such part.
+    """
+    wanted = text.split(",")
+    for name in wanted:
+        require("--what", name, name in PARTS, f"{', '.join(PARTS)}, several with commas")
+    return [name for name in PARTS if name in wanted]
+
+
+def choose_devices(number: int | None) -> list[Any]:
+    """The first devices of this machine; None: all.
+
+    Raises:
+      ConfigError: it has fewer.
+    """
+    devices = jax.devices()
+    require("--devices", number, number is None or number <= len(devices), f"1 to {len(devices)}")
+    return devices[:number]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -68,18 +84,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_file("--write_config", options.write_config)
         check_picture("--picture", options.picture)
         if options.compare:
-            benchmarks = read_benchmarks(options.compare)
+            benchmarks = [read_json("--compare", path, from_plain) for path in options.compare]
             if options.picture:
                 draw_scaling(benchmarks, options.picture)
             print(comparison([os.path.basename(path) for path in options.compare], benchmarks))
         elif options.write_config:
-            write_json(options.write_config, read_config(options).to_dict())
+            run = load_run(options.config, options.overrides)
+            write_json(options.write_config, run.to_dict())
         else:
             parts, devices = parse_parts(options.what), choose_devices(options.devices)
             overrides = options.overrides
             if options.device_batch:
                 overrides |= {"training.batch_size": options.device_batch * len(devices)}
-            settings = with_overrides(read_settings(options.config), overrides)
+            settings = with_overrides(load_settings(options.config), overrides)
             keep_compiled_programs()
             benchmark = measure_run(
                 os.path.basename(options.config),

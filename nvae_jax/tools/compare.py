@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from nvae_jax.command_line import door
 from nvae_jax.errors import require
 from nvae_jax.measuring.compare import draw_comparison, read_curves, summary
-from nvae_jax.measuring.results import check_picture
-from nvae_jax.measuring.settings import make_parser, parse
+from nvae_jax.tools.options import check_picture, make_parser, parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:

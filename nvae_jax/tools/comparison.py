@@ -20,9 +20,9 @@ from pathlib import Path
 
 from nvae_jax.command_line import door
 from nvae_jax.compilation import keep_compiled_programs
-from nvae_jax.errors import writing
 from nvae_jax.measuring.comparison import compare, read_entries
-from nvae_jax.measuring.settings import at_least, make_parser, parse
+from nvae_jax.measuring.results import write_text
+from nvae_jax.tools.options import at_least, make_parser, parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,8 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = parse(parser, argv)
         keep_compiled_programs()
         text = compare(read_entries(options.list), options.seeds, options.output)
-        with writing(options.output):
-            (options.output / "comparison.md").write_text(text, encoding="utf-8")
+        write_text(options.output / "comparison.md", text)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from nvae_jax.measuring.compression import (
     read_measured,
     tables,
 )
-from nvae_jax.measuring.results import check_file, check_picture, write_json
-from nvae_jax.measuring.settings import at_least, make_parser, parse
+from nvae_jax.measuring.results import write_json
+from nvae_jax.tools.options import at_least, check_file, check_picture, make_parser, parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,10 +14,11 @@ import dataclasses
 from collections.abc import Sequence
 
 from nvae_jax.command_line import door
+from nvae_jax.config.run import load_run
 from nvae_jax.errors import ConfigError
 from nvae_jax.measuring.costs import compile_cases, draw_costs, parse_values, read_cases, tables
-from nvae_jax.measuring.results import check_file, check_picture, write_json
-from nvae_jax.measuring.settings import at_least, make_parser, parse, read_config
+from nvae_jax.measuring.results import write_json
+from nvae_jax.tools.options import at_least, check_file, check_picture, make_parser, parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             varied = [parse_values(text) for text in options.vary]
             slices = options.topology.split(",") if options.topology else []
-            cases = compile_cases(read_config(options), slices, varied)
+            cases = compile_cases(load_run(options.config, options.overrides), slices, varied)
         if not cases:
             raise ConfigError("there is nothing to show; allowed: settings that fit the memory")
         if options.json:

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nvae_jax.command_line import door
-from nvae_jax.errors import writing
 from nvae_jax.measuring.gallery import page
-from nvae_jax.measuring.settings import at_least, make_parser, parse
+from nvae_jax.measuring.results import write_text
+from nvae_jax.tools.options import at_least, make_parser, parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,8 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with door():
         options = parse(parser, argv)
         text = page(options.workdirs, options.output, options.draws)
-        with writing(options.output):
-            (options.output / "gallery.md").write_text(text, encoding="utf-8")
+        write_text(options.output / "gallery.md", text)
 
 
 if __name__ == "__main__":

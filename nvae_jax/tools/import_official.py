@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nvae_jax.command_line import Parser, door
+from nvae_jax.command_line import door
 from nvae_jax.config.run import RunConfig
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.data.loading import LoadingConfig
@@ -27,6 +27,7 @@ from nvae_jax.fields import from_mapping
 from nvae_jax.interop.checkpoint import read_checkpoint
 from nvae_jax.interop.official import config_from_args as model_from_args
 from nvae_jax.interop.official import data_from_args, import_optimizer_state, import_state_dict
+from nvae_jax.tools.options import make_parser, parse
 from nvae_jax.training.optimizer import make_optimizer
 from nvae_jax.training.regularizers import SpectralState
 from nvae_jax.training.state import TrainState
@@ -134,11 +135,11 @@ def _optimizer_state(
 
 def main() -> None:
     """Imports what the command line names."""
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("checkpoint", help="an official checkpoint.pt")
     parser.add_argument("--workdir", required=True, help="a new folder for the run")
-    args = parser.parse_args()
     with door():
+        args = parse(parser)
         workdir = Workdir(args.workdir)
         empty = not workdir.has_config()
         require("--workdir", args.workdir, empty, "a new folder, which holds no run")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from nvae_jax.command_line import door
 from nvae_jax.measuring.loading import measure_loading, table
-from nvae_jax.measuring.settings import at_least, make_parser, parse
+from nvae_jax.tools.options import at_least, make_parser, parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:

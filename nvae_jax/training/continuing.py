@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from nvae_jax.config.changes import check_changes, consent
-from nvae_jax.config.run import RunConfig, read_run
+from nvae_jax.config.run import RunConfig, load_run
 from nvae_jax.data.loader import filled_batch_size
 from nvae_jax.data.sources import Dataset
 from nvae_jax.errors import ConfigError, require
@@ -38,11 +38,11 @@ class Going:
     Args:
       workdir: the run's folder.
       run: the run as it is wanted.
-      accept: whether settings and images may be others than before.
+      accept: whether settings and images may differ from those before.
 
     Attributes:
       run: the run as it is wanted.
-      images: those which it knows, and which stay in their splits; None: none.
+      images: those that it has been trained or tested on, which stay in their splits; None: none.
       step: of the checkpoint to go on from; None: a fresh start, which any settings are good for.
 
     Raises:
@@ -66,7 +66,7 @@ class Going:
         self._manifest: Manifest | None = None
         self.images: Manifest | None = None
         if self.step is not None:
-            saved = read_run(workdir.load_config())
+            saved = load_run(workdir)
             found = check_changes(saved, run, accept, str(workdir.path))
             self._changes = list(map(str, found))
             if all(change.name != "data.test_fraction" for change in found):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,17 +11,17 @@ import numpy as np
 from jax import Array
 
 from nvae_jax.config.run import RunConfig
-from nvae_jax.data.baselines import independent_pixels
 from nvae_jax.data.sources import Dataset
 from nvae_jax.errors import ConfigError
-from nvae_jax.evaluation.pictures import draw_curves
 from nvae_jax.memory import give_back_freed_memory
 from nvae_jax.processes import decided
+from nvae_jax.training.clock import Clock, duration
 from nvae_jax.training.criterion import Criterion
 from nvae_jax.training.learning import Learning, independent_limit, is_judged
 from nvae_jax.training.metrics import flatten_metrics, mean_metrics
 from nvae_jax.training.saving import Saver
 from nvae_jax.training.state import TrainState
+from nvae_jax.training.summary import summarize
 from nvae_jax.training.tensorboard import TensorBoard
 from nvae_jax.training.validating import drift_note
 from nvae_jax.training.watch import DivergenceError, Watch
@@ -67,6 +65,7 @@ class Recorder:
         self._validate = validate
         self._draw = draw
         self._saver = Saver(workdir)
+        self._clock = Clock()
         self.restart(step)
         self._tensorboard = TensorBoard(workdir)
         self._steps = 0
@@ -74,7 +73,7 @@ class Recorder:
     def restart(self, step: int) -> None:
         """Starts to write down what comes after `step`, and drops what was written of that."""
         self._workdir.records.truncate_metrics(step)
-        # With other settings or images than before, another NELBO is usual.
+        # Other settings or images than before have another usual NELBO.
         first = self._workdir.records.last_change(step)
         self._workdir.checkpoints.compare_after(first)
         windows = decided(functools.partial(self._windows, first, step))
@@ -94,9 +93,8 @@ class Recorder:
         ]
 
     def _watch_from(self, first: int, windows: Sequence[Mapping[str, float]] = ()) -> None:
-        """Has what is usual be told from the windows after the step `first`."""
-        past = [means[self._criterion.name] for means in windows]
-        self._watch = Watch(past, self._criterion)
+        """Starts to learn what is usual from the windows after the step `first`."""
+        self._watch = Watch([means[self._criterion.name] for means in windows], self._criterion)
         warm_up = self._training.warmup_epochs * (self._total_steps // self._training.epochs)
         limit = functools.partial(independent_limit, self._run, self._dataset)
         judged = is_judged(self._run)
@@ -114,7 +112,7 @@ class Recorder:
         return any(self._is_due(step, interval) for interval in intervals)
 
     def skipped(self, step: int, metrics: dict[str, Array], index: Array) -> None:
-        """Looks whether update `step` was left out, of the images with these indices.
+        """Notes whether update `step`, of the images with these indices, was left out.
 
         Raises:
           DivergenceError: too many were, one after the other.
@@ -134,7 +132,7 @@ class Recorder:
         )
 
     def record(self, step: int, metrics: dict[str, Array], state: TrainState) -> None:
-        """Takes the metrics of step number `step`, counted from 1, and does what is due then.
+        """Keeps the metrics of step number `step`, counted from 1, and does what is due then.
 
         Raises:
           DivergenceError: the run cannot go on from this state.
@@ -149,15 +147,15 @@ class Recorder:
             if step == self._total_steps:
                 self._watch.end(step)
         if self._is_due(step, self._training.eval_interval):
-            with self._off_the_clock():
+            with self._clock.stopped():
                 self._validation(step, state)
         if self._is_due(step, self._training.picture_interval):
-            with self._off_the_clock():
+            with self._clock.stopped():
                 self._pictures(step, state)
         again = self._saver.failed and self._is_due(step, self._training.log_interval)
         self._save_is_due |= again or self._is_due(step, self._training.checkpoint_interval)
         if self._save_is_due and (step == self._total_steps or self._is_sound(metrics)):
-            with self._off_the_clock():
+            with self._clock.stopped():
                 self._save(step, state)
 
     def interrupt(self, step: int, metrics: dict[str, Array], state: TrainState) -> None:
@@ -182,7 +180,7 @@ class Recorder:
 
     def restart_clock(self) -> None:
         """Leaves out of the next figures of speed what came before."""
-        self._window_start = self._start = time.monotonic()
+        self._clock.restart()
 
     def finish(self, step: int, state: TrainState) -> dict[str, float]:
         """Writes the curves and the summary of a run; returns the last validation's record.
@@ -200,32 +198,16 @@ class Recorder:
             last = decided(find)
         assert last is not None
         self._learning.end(step)
-        records = self._workdir.records.read_metrics()
-        criterion, baseline = self._criterion, None
-        if criterion.is_bound:
-            baseline = independent_pixels(self._dataset, self._run.model.image)
-        title = self._dataset.name
-        curves = draw_curves(records, baseline, title, criterion.name, criterion.label)
-        self._workdir.save_picture("curves", curves[None])
+        text = summarize(self._workdir, self._run, self._dataset, last)
         self._close()
         self._workdir.records.finish(last)
-        self._workdir.log(
-            f"done, {last['step']:,} steps\n"
-            f"  validation {criterion.title:<8} {criterion.full(last[self._validation_name])}\n"
-            + ("" if baseline is None else f"  independent pixels  {criterion.full(baseline)}\n")
-            + f"  pictures            {self._workdir.path / 'pictures'}\n"
-            f"  checkpoints         {self._workdir.path / 'checkpoints'}"
-        )
+        self._workdir.log(text)
         return last
 
     def _last_validation(self, step: int) -> dict[str, Any] | None:
+        name = f"validation/{self._criterion.name}"
         records = reversed(self._workdir.records.read_metrics())
-        found = (r for r in records if self._validation_name in r and r["step"] == step)
-        return next(found, None)
-
-    @property
-    def _validation_name(self) -> str:
-        return f"validation/{self._criterion.name}"
+        return next((r for r in records if name in r and r["step"] == step), None)
 
     def _close(self) -> None:
         self._workdir.checkpoints.close()
@@ -234,29 +216,20 @@ class Recorder:
     def _is_due(self, step: int, interval: int) -> bool:
         return step % interval == 0 or step == self._total_steps
 
-    @contextmanager
-    def _off_the_clock(self) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        elapsed = time.monotonic() - start
-        self._window_start += elapsed
-        self._start += elapsed
-
     def _estimate(self, step: int, metrics: dict[str, Array]) -> None:
         """Says early how long the run will take; the first step, which compiles, does not count."""
         jax.block_until_ready(metrics)
-        seconds = (time.monotonic() - self._start) / (FIRST_STEPS - 1)
+        seconds = self._clock.total() / (FIRST_STEPS - 1)
         left = self._total_steps - step
         if left > 0:
             self._workdir.log(
-                f"{seconds:.2g} s per update: about {_duration(left * seconds)} for the {left:,} "
+                f"{seconds:.2g} s per update: about {duration(left * seconds)} for the {left:,} "
                 "updates that are left"
             )
 
     def _log(self, step: int) -> None:
         window, self._window = self._window, []
-        steps_per_second = len(window) / (time.monotonic() - self._window_start)
-        self._window_start = time.monotonic()
+        steps_per_second = len(window) / self._clock.window()
         applied = [metrics for metrics in window if not int(metrics["skipped"])]
         if not applied:
             self._workdir.log(
@@ -274,12 +247,12 @@ class Recorder:
             f"step {step:,}/{self._total_steps:,}  "
             f"{self._criterion.describe(means)} (weight {means['kl_weight']:.2f})  "
             f"{steps_per_second:.2f} steps/s, {images_per_second:.0f} images/s, "
-            f"{_duration(left)} left{self._saver.note}"
+            f"{duration(left)} left{self._saver.note}"
         )
         # On CPU, what is left between the blocks of memory in use grows with time.
         give_back_freed_memory()
         self._watch.window(step, float(means[self._criterion.name]))
-        with self._off_the_clock():
+        with self._clock.stopped():
             self._learning.window(step, means)
 
     def _validation(self, step: int, state: TrainState) -> None:
@@ -323,9 +296,3 @@ class Recorder:
     def _write(self, step: int, values: dict[str, float]) -> None:
         self._workdir.records.write_metrics(step, values)
         self._tensorboard.scalars(step, values)
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, seconds = divmod(rest, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"

@@ -13,8 +13,9 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from nvae_jax.errors import ConfigError, require, writing
+from nvae_jax.errors import ConfigError
 from nvae_jax.processes import decided, failing_together
+from nvae_jax.workdir.checkpoint_folder import CheckpointFolder
 from nvae_jax.workdir.integrity import (
     DamagedError,
     NotFiniteError,
@@ -28,7 +29,6 @@ from nvae_jax.workdir.integrity import (
 from nvae_jax.workdir.orbax import (
     open_manager,
     reading_checkpoint,
-    verify,
     writing_checkpoint,
 )
 from nvae_jax.workdir.retention import Keep
@@ -36,7 +36,6 @@ from nvae_jax.workdir.retention import Keep
 T = TypeVar("T")
 
 _FORMAT = "format"  # among the metadata
-_UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of Orbax's folders
 
 
 class Checkpoints:
@@ -51,8 +50,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: epath.Path, keep: Keep = Keep()):  # noqa: B008 - it is frozen
-        is_folder = folder.is_dir() or not folder.exists()
-        require("the folder of checkpoints", os.fspath(folder), is_folder, "a folder")
+        self._on_disk = CheckpointFolder(folder)
         self.folder = folder
         self._keep = keep
         self._comparable_after = 0
@@ -129,12 +127,12 @@ class Checkpoints:
                 f"{manager.directory} has no checkpoint{'' if step is None else f' {step}'}; "
                 f"allowed: {steps or 'a folder with checkpoints'}"
             )
-        where = self._place(step)
+        where = self._on_disk.name(step)
         with self._reading(step):
             tree = manager.metadata(step).item_metadata["state"].tree
         if found := differences(tree, abstract_state, partial, optional):
             # What is damaged may look like what is different.
-            decided(functools.partial(self._check, step))
+            decided(functools.partial(self._on_disk.check, step))
             raise ConfigError(
                 f"{where} is another model's or another version's, not as wanted in "
                 f"{len(found)} places, the first of them: {'; '.join(found[:5])}"
@@ -144,7 +142,7 @@ class Checkpoints:
             abstract_state, placed, partial_restore=partial or bool(optional)
         )
         items = {"state": arrays, "metadata": ocp.args.JsonRestore()}
-        has_checksums = (self.folder / str(step) / "checksums").exists()
+        has_checksums = self._on_disk.has_checksums(step)
         if has_checksums:
             items["checksums"] = ocp.args.JsonRestore()
         with self._reading(step):
@@ -179,7 +177,7 @@ class Checkpoints:
         for step in sorted(decided(self.steps), reverse=True):
             try:
                 if jax.process_count() > 1:  # of which each may find another part damaged
-                    decided(functools.partial(self._check, step))
+                    decided(functools.partial(self._on_disk.check, step))
                 return read(step), errors
             except skipped as error:
                 errors[step] = error
@@ -190,7 +188,7 @@ class Checkpoints:
     def set_aside(self, steps: Iterable[int]) -> list[epath.Path]:
         """Moves checkpoints out of the way, and returns where they are then."""
         self.abandon()
-        return decided(lambda: [self._move_aside(step) for step in steps])
+        return decided(lambda: [self._on_disk.move_aside(step) for step in steps])
 
     def entries(self, step: int) -> set[str]:
         """The dotted names of the arrays in a checkpoint."""
@@ -200,18 +198,20 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The checkpoints' steps, after waiting for the save in progress."""
-        return [step for step in self._folders() if self._is_checkpoint(step)]
+        self.wait()
+        return self._on_disk.steps()
 
     def strays(self) -> list[int]:
-        """The steps of which there is a folder without a checkpoint in it."""
-        return [step for step in self._folders() if not self._is_checkpoint(step)]
+        """The steps whose folders hold no checkpoint, after waiting for the save in progress."""
+        self.wait()
+        return self._on_disk.strays()
 
     def latest_step(self) -> int | None:
         """The latest checkpoint's step, or None, after waiting for the save in progress."""
         return max(self.steps(), default=None)
 
     def settle(self, wait: bool = True) -> bool:
-        """As `wait`, if the last save has come to its end already or is to be waited for.
+        """Does what `wait` does, if the last save has ended already or `wait` is set.
 
         Several processes, which may see that at different times, leave it to the next save.
 
@@ -239,7 +239,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
         if step is not None:
             try:
-                decided(functools.partial(verify, self._place(step), self.folder / str(step)))
+                decided(functools.partial(self._on_disk.verify, step))
             except DamagedError as error:
                 (place,) = self.set_aside([step])
                 raise DamagedError(f"{error}; it is in {os.fspath(place)} now") from error
@@ -253,9 +253,9 @@ class Checkpoints:
             self.abandon()
 
     def compare_after(self, step: int) -> None:
-        """Has the best checkpoint be one after `step`, as soon as there is one that is validated.
+        """Lets no checkpoint up to `step` be the best, once a later one is validated.
 
-        The NELBO of those before it is of other settings or images.
+        The NELBO of the earlier ones is that of other settings or images.
         """
         self._comparable_after = step
 
@@ -267,37 +267,9 @@ class Checkpoints:
                 manager.close()
 
     def remove_unfinished(self) -> None:
-        """Removes what saves have left that were killed or failed, by the process that trains."""
-        if jax.process_index() == 0 and self.folder.exists():
-            for path in self.folder.iterdir():
-                if _UNFINISHED in path.name:
-                    with writing(path):
-                        path.rmtree(missing_ok=True)
-
-    def _folders(self) -> list[int]:
-        self.wait()
-        # Without the manager, which all processes have to open together.
-        return sorted(ocp.utils.checkpoint_steps(self.folder)) if self.folder.exists() else []
-
-    def _move_aside(self, step: int) -> epath.Path:
-        place = self.folder.parent / "damaged" / str(step)
-        while place.exists():
-            place = place.with_name(f"{place.name}_again")
-        with writing(place):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            (self.folder / str(step)).rename(place)
-        return place
-
-    def _is_checkpoint(self, step: int) -> bool:
-        return (self.folder / str(step) / "state").exists()
-
-    def _check(self, step: int) -> None:
-        """Verifies a checkpoint that has checksums."""
-        if (self.folder / str(step) / "checksums").exists():
-            verify(self._place(step), self.folder / str(step))
-
-    def _place(self, step: int) -> str:
-        return f"checkpoint {step} in {self.folder}"
+        """Removes what killed or failed saves have left; the first process does it."""
+        if jax.process_index() == 0:
+            self._on_disk.remove_unfinished()
 
     def _prune(self) -> None:
         manager = self._open()
@@ -310,7 +282,7 @@ class Checkpoints:
                 manager.delete(step)
 
     def _reading(self, step: int) -> contextlib.AbstractContextManager[None]:
-        return reading_checkpoint(self.folder / str(step))
+        return reading_checkpoint(self._on_disk[step])
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:

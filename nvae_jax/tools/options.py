@@ -1,22 +1,17 @@
-"""The command lines of the measuring commands, and the configuration that they name.
-
-A configuration is one as for `nvae_jax.main`, a .py file or a name, or a run's config.json. The
-latter requires only JAX, Flax, optax and NumPy to be installed.
-"""
+"""The options of the commands: how they are parsed, and checked before long work."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from nvae_jax.command_line import Parser, expand_home
-from nvae_jax.config.overrides import OVERRIDE, parse_overrides, with_overrides
-from nvae_jax.config.run import RunConfig, read_run
-from nvae_jax.errors import reading, require
-from nvae_jax.packaged import read_config_file
+from nvae_jax.config.overrides import OVERRIDE, parse_overrides
+from nvae_jax.errors import require, writing
+from nvae_jax.measuring.results import PART
 
 
 def make_parser(doc: str | None, config_required: bool | None = None) -> Parser:
@@ -68,34 +63,38 @@ def parse(parser: Parser, argv: Sequence[str] | None = None) -> argparse.Namespa
     return options
 
 
-def read_config(options: argparse.Namespace, **overrides: Any) -> RunConfig:
-    """The run that the options of `parse` describe.
+def check_file(option: str, path: str | None) -> None:
+    """Checks, before long work, that its results can be written to a file.
 
     Args:
-      options: with `config` and `overrides`.
-      **overrides: further values by dotted name.
+      option: the option that names the file.
+      path: the file; None: the option is not given.
 
     Raises:
-      ConfigError: the configuration cannot be read, or does not describe a run.
+      ConfigError: the file's folder does not exist or cannot be written to, or the file is a
+        folder.
     """
-    settings = read_settings(options.config)
-    return read_run(with_overrides(settings, options.overrides | overrides))
+    if path is not None:
+        folder = os.path.dirname(os.path.abspath(path))
+        require(option, path, os.path.isdir(folder), "a file in a folder that exists")
+        require(option, path, not os.path.isdir(path), "a file, and no folder")
+        with writing(path):
+            open(path + PART, "w").close()
+            os.remove(path + PART)
 
 
-def read_settings(path: str) -> dict[str, Any]:
-    """The configuration in a file, as plain values.
-
-    Args:
-      path: a .json file; or a configuration as for `nvae_jax.packaged.find_config`.
+def check_picture(option: str, path: str | None) -> None:
+    """As `check_file`, for a picture.
 
     Raises:
-      ConfigError: the file cannot be read.
+      ConfigError: the file cannot be written, or matplotlib cannot draw such a file.
     """
-    if not path.endswith(".json"):
-        return read_config_file(path).to_dict()
-    with reading("--config", path, "a .py file, or the config.json of a run", ValueError):
-        with open(path, encoding="utf-8") as lines:
-            settings = json.load(lines)
-        if not isinstance(settings, dict):
-            raise ValueError("it is not an object")
-    return settings
+    check_file(option, path)
+    if path is not None:
+        installed = importlib.util.find_spec("matplotlib") is not None
+        require(option, path, installed, "with matplotlib (pip install matplotlib)")
+        from matplotlib.figure import Figure
+
+        formats = Figure().canvas.get_supported_filetypes()
+        fits = os.path.splitext(path)[1].removeprefix(".").lower() in formats
+        require(option, path, fits, f"a file name that ends with {', '.join(formats)}")
