@@ -103,7 +103,7 @@ def exhibits(model: TrainedModel, draws: int) -> Iterator[Exhibit]:
     )
     for temperature, recalibrate in ((1.0, False), (0.7, False), (0.7, True)):
         yield Exhibit(
-            f"Samples at temperature {temperature}",
+            f"Samples at temperature {temperature}" + ", recalibrated" * recalibrate,
             SampleOptions(
                 temperature=(temperature,),
                 columns=16,
@@ -192,7 +192,7 @@ def page(workdirs: list[Path], output: Path, draws: int) -> str:
     lines = [
         "# Gallery",
         "",
-        "Made by `python -m nvae_jax.tools.gallery`; [modes.md](modes.md) describes all modes.",
+        "Made by `python -m nvae_jax.tools.gallery`; [Modes](modes.md) describes all modes.",
         "",
     ]
     # All are opened before the first is used, which takes long.
