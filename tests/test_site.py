@@ -41,3 +41,4 @@ def test_the_site_is_built_without_warnings_and_needs_no_network(tmp_path):
     for page in tmp_path.rglob("*.html"):
         fetched = re.findall(r'(?:src|rel="stylesheet" href)="(https?:[^"]+)"', page.read_text())
         assert not fetched, page
+        assert "<blockquote>" not in page.read_text(), page  # as which a doctest would be read

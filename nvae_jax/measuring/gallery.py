@@ -105,7 +105,8 @@ def exhibits(model: TrainedModel, draws: int) -> Iterator[Exhibit]:
     for t, again, text in ((1.0, False, prior), (0.7, False, prior), (0.7, True, recalibrated)):
         name = f"t{t}" + "_recalibrated" * again
         options = SampleOptions(temperature=(t,), columns=16, recalibrate=again, name=name)
-        yield Exhibit(f"Samples at temperature {t}", options, text)
+        title = f"Samples at temperature {t}" + ", recalibrated" * again
+        yield Exhibit(title, options, text)
     yield Exhibit(
         "What the scales hold",
         ReconstructOptions(images=images, temperature=(0.7,)),
@@ -184,7 +185,7 @@ def page(workdirs: list[Path], output: Path, draws: int) -> str:
     lines = [
         "# Gallery",
         "",
-        "Made by `python -m nvae_jax.tools.gallery`; [modes.md](modes.md) describes all modes.",
+        "Made by `python -m nvae_jax.tools.gallery`; [Modes](modes.md) describes all modes.",
         "",
     ]
     # All are opened before the first is used, because its pictures take long.
