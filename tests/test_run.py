@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -78,8 +79,10 @@ def test_a_run_is_the_same_wherever_it_is_described(tmp_path):
     for source in ("digits", digits.__file__, tmp_path / "config.json", workdir, mapping):
         assert load_run(source) == run
     assert load_run(digits.get_config(), {"training.seed": 7}).training.seed == 7
-    for broken in ([], None, 3):
-        with pytest.raises(ConfigError, match="allowed: sections of fields"):
+    (listed := tmp_path / "list.json").write_text("[1]")
+    for broken in ([1], None, 3, str(listed)):
+        text = re.escape(f"--config is {broken!r}; allowed: a configuration, with sections")
+        with pytest.raises(ConfigError, match=text):
             load_run(broken)
 
 

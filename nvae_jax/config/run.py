@@ -125,7 +125,8 @@ def load_settings(source: Source) -> dict[str, Any]:
         settings = _read_file(os.fspath(source))
     elif isinstance(source, Saved):
         settings = source.load_config()
-    require("--config", settings, hasattr(settings, "keys"), "sections of fields")
+    has_sections = hasattr(settings, "keys")
+    require("--config", source, has_sections, "a configuration, with sections of fields")
     return settings.to_dict() if hasattr(settings, "to_dict") else dict(settings)
 
 
