@@ -46,8 +46,9 @@ def from_mapping(cls: type[T], mapping: Any, field: str) -> T:
     """Builds the dataclass `cls` from `mapping`, checking every name and every type.
 
     A field may be annotated as `bool`, `int`, `float`, `str`, `Literal[...]`, `tuple[X, ...]`,
-    `tuple[X, Y]`, or a union of these and `None`. An int is accepted for a float and a list for a
-    tuple; nothing else is converted, and a bool is not an int.
+    `tuple[X, Y]`, a dataclass, or a union of these and `None`. An int is accepted for a float, a
+    list for a tuple and a mapping for a dataclass; nothing else is converted, and a bool is not an
+    int.
 
     Args:
       cls: a dataclass.
@@ -107,6 +108,8 @@ def _convert(kind: Any, value: Any, field: str) -> Any:
     elif kind in (bool, int, str, types.NoneType):
         if type(value) is kind:
             return value
+    elif dataclasses.is_dataclass(kind):
+        return from_mapping(kind, value, field)
     else:
         raise TypeError(f"{field} is annotated as {kind}, which from_mapping does not know")
     return require(field, value, False, _describe(kind))

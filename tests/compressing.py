@@ -1,7 +1,10 @@
 """Small models that compress images, and images that they compress well."""
 
 import dataclasses
+import json
+import struct
 import types
+import zlib
 
 import jax
 import numpy as np
@@ -19,6 +22,22 @@ COLOUR = dataclasses.replace(
     num_mixtures=2,
     adaptive_groups=True,
 )
+
+
+def forged(content, change):
+    """A file whose header says something else, with right checksums all the same.
+
+    Args:
+      content: of a file.
+      change: of its header, an object as JSON has it; returns another object or, as they are, the
+        header's bytes.
+    """
+    (length,) = struct.unpack_from("<I", content, 10)
+    header = change(json.loads(zlib.decompress(content[22 : 22 + length])))
+    if not isinstance(header, bytes):
+        header = zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 9)
+    start = content[:10] + struct.pack("<II", len(header), zlib.crc32(header))
+    return start + struct.pack("<I", zlib.crc32(start)) + header + content[22 + length :]
 
 
 def tamed(config, variables):

@@ -37,6 +37,7 @@ SLOW = {
     "test_codec",
     "test_compress",
     "test_compression",
+    "test_header",
     "test_configs_on_data",
     "test_convolution",
     "test_costs",

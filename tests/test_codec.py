@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -9,12 +10,12 @@ import pytest
 
 pytest.importorskip("constriction", reason="requires the extra `compression`")
 
-from compressing import COLOUR, model_of, samples
+from compressing import COLOUR, forged, model_of, samples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import SMALL
 
-from nvae_jax.compression import coder, container
+from nvae_jax.compression import coder, container, origin
 from nvae_jax.compression.codec import compress, decompress
 from nvae_jax.compression.network import check_codable
 from nvae_jax.errors import ConfigError
@@ -109,12 +110,13 @@ def test_other_numbers_and_other_bits_are_never_an_image(colour):
     assert "cannot be decoded here" in refusal(streams=[dataclasses.replace(stream, words=words)])
     refusal(check_words=packed.check_words + 1)
     made = packed.made_with
-    assert "the run's" in refusal(made_with=made | {"model": "0" * 64})
-    message = refusal(made_with=made | {"fingerprint": 0, "jaxlib": "0.1"})
+    other = functools.partial(dataclasses.replace, made)
+    assert "the run's" in refusal(made_with=other(model="0" * 64))
+    message = refusal(made_with=other(fingerprint=0, jaxlib="0.1"))
     assert "computes other numbers" in message
     assert "jaxlib 0.1 (here" in message
     # Another version that computes the same is no reason to refuse.
-    again = container.write(dataclasses.replace(packed, made_with=made | {"jaxlib": "0.1"}))
+    again = container.write(dataclasses.replace(packed, made_with=other(jaxlib="0.1")))
     assert len(list(decompress(colour, again))) == len(images)
 
     with pytest.raises(ConfigError, match="the model of"):
@@ -129,6 +131,77 @@ def test_no_byte_of_a_file_can_change(colour):
             damaged[place] ^= 1 << bit
             with pytest.raises(ConfigError, match=r"f\.nvae"):
                 next(decompress(colour, bytes(damaged), field="f.nvae"))
+
+
+def changed(*path, to):
+    """A change of a header: another value at a place."""
+
+    def change(made):
+        functools.reduce(lambda part, key: part[key], path[:-1], made)[path[-1]] = to
+        return made
+
+    return change
+
+
+@pytest.fixture(scope="module")
+def written(colour):
+    """Twelve images and their file, all but the opening coded by the model."""
+    rng = np.random.default_rng(0)
+    images = [picture(rng, "five bits", 8, 4, 3) for _ in range(12)]
+    return images, compress(colour, images, by_model=True).content
+
+
+LARGE = [[12, 128, 128]]
+FIELDS = ("shapes", "streams", "levels")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (changed("coding", "levels", 0, to="000"), "the latent channels"),
+        (changed("coding", "levels", to=[]), "the latent channels"),
+        (changed("coding", "low_bits", to=1), "the low bits .* allowed: 0 or 3"),
+        (changed("streams", 0, slice(1, 3), to=[13, 9]), "the opening of stream 0 .* to 12 tiles"),
+        (changed("streams", 0, slice(1, 3), to=[1, 2**30]), "the bits of stream 0"),
+        (
+            lambda made: changed("streams", 0, slice(1, 3), to=[1, 9])(
+                made | {"coding": made["coding"] | {"low_bits": 3}, "shapes": LARGE}
+            ),
+            "the bits of stream 0",
+        ),
+        (changed("shapes", to=[[12, 16, 8]]), "the check words .* allowed: 3"),
+    ],
+)
+def test_headers_that_contradict_the_model_are_refused_before_it_is_compiled(
+    colour, written, change, message, monkeypatch
+):
+    monkeypatch.setattr(origin, "Network", None)
+    with pytest.raises(ConfigError, match=message) as caught:
+        next(decompress(colour, forged(written[1], change), field="f.nvae"))
+    assert "f.nvae" in str(caught.value)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_no_header_makes_another_image(colour, written, data):
+    images, content = written
+    number = st.integers(0, 20) | st.integers(2**14 + 1, 2**31)
+
+    def change(made):
+        made["coding"] |= data.draw(st.sampled_from([{}, {"levels": ["00"] * 3}]))
+        for name in data.draw(st.lists(st.sampled_from(FIELDS), min_size=1, max_size=3)):
+            part = made["coding"]["levels"] if name == "levels" else made[name]
+            if name == "levels":
+                group = data.draw(st.integers(0, len(part) - 1))
+                part[group] = data.draw(st.text("0123456789", min_size=2, max_size=2))
+            else:
+                run = data.draw(st.sampled_from(part))
+                run[data.draw(st.integers(0, 2))] = data.draw(number)
+        return made
+
+    with contextlib.suppress(ConfigError):
+        for number, image in decompress(colour, forged(content, change), field="f.nvae"):
+            np.testing.assert_array_equal(image, images[number])
 
 
 def test_files_of_the_first_format_are_read(colour):

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvae_jax.compression import container, tiles
+from nvae_jax.compression import tiles
 from nvae_jax.compression.coder import ExhaustedError, MismatchError, Stack
 from nvae_jax.compression.latents import NONE, PRECISIONS, LatentBins, choose_precisions
 from nvae_jax.compression.opening import compress_opening, decompress_opening
 from nvae_jax.compression.pixels import BernoulliPixels, MixturePixels, pop_pixels, push_pixels
-from nvae_jax.errors import ConfigError
 from nvae_jax.model.distributions import LogisticMixture
 
 quickly = functools.partial(settings, deadline=None)
@@ -222,44 +221,10 @@ def test_openings_come_back(seed, shape, num_bits, kind):
 def test_images_are_what_their_tiles_join_to(height, width, h, w):
     image = np.arange(height * width * 2).reshape(height, width, 2)
     parts = tiles.split(image, (h, w))
-    sizes = tiles.grid((height, width), (h, w))
-    assert len(parts) == len(sizes)
-    assert sum(rows * columns for rows, columns in sizes) == height * width
+    sizes = tiles.sizes([(height, width)], (h, w))
+    assert len(parts) == len(sizes) == tiles.number((height, width), (h, w))
+    assert tiles.masks(sizes, (h, w)).sum() == height * width
     for part, (rows, columns) in zip(parts, sizes, strict=True):
         again = tiles.completed(part[:rows, :columns], (h, w))
         np.testing.assert_array_equal(part, again)
     np.testing.assert_array_equal(tiles.join(parts, height, width), image)
-
-
-def a_container():
-    words = np.arange(5, dtype=np.uint32)
-    stream = container.Stream(2, 1, 7, words)
-    return container.Container(
-        {"model": "a"}, {"batch_size": 1}, ["0-3"], [(4, 5)] * 3 + [(6, 7)], words[:2], [stream] * 2
-    )
-
-
-def test_containers_come_back():
-    made = a_container()
-    read = container.read(container.write(made), "f.nvae")
-    assert (read.made_with, read.coding, read.names) == (made.made_with, made.coding, made.names)
-    assert read.shapes == made.shapes
-    np.testing.assert_array_equal(read.check_words, made.check_words)
-    assert [s.images for s in read.streams] == [2, 2]
-    np.testing.assert_array_equal(read.streams[1].words, made.streams[1].words)
-
-
-def test_containers_that_are_not_what_was_written_are_refused():
-    content = container.write(a_container())
-    for place in range(len(content)):
-        for flip in (1, 255):
-            damaged = bytearray(content)
-            damaged[place] ^= flip
-            with pytest.raises(ConfigError, match=r"f\.nvae"):
-                container.read(bytes(damaged), "f.nvae")
-        with pytest.raises(ConfigError, match=r"f\.nvae"):
-            container.read(content[:place], "f.nvae")
-    with pytest.raises(ConfigError, match="1 bytes at its end"):
-        container.read(content + b"x", "f.nvae")
-    with pytest.raises(ConfigError, match="a file of mode compress"):
-        container.read(b"GIF89a", "f.nvae")

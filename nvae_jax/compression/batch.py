@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from nvae_jax.compression.coder import Stack
+from nvae_jax.compression.bit_depth import least_bits
+from nvae_jax.compression.coder import SPARE_BITS, MismatchError, Stack
 from nvae_jax.compression.latents import LatentBins
 from nvae_jax.compression.network import Belief, Network
 from nvae_jax.compression.pixels import pop_pixels, push_pixels
@@ -42,6 +43,7 @@ class BatchCoder:
       tile_shape: (h, w, C).
       batch_size: the most tiles of a batch.
       entropy: bits that the latents of a tile draw from the stack, about.
+      least_bits: bits that a pixel costs, at the least.
       ledger: bits that were pushed, less those that were popped, by what they are: `drawn 0`,
         `latents 0`, …, `pixels` and `low bits`.
     """
@@ -64,6 +66,7 @@ class BatchCoder:
             float(np.prod(shape[:2])) * bins.entropy
             for shape, bins in zip(network.config.latent_shapes, self._bins, strict=True)
         )
+        self.least_bits = least_bits(network.config, low_bits)
         self.ledger: Counter[str] = Counter()
 
     def encode(self, stack: Stack, tiles: np.ndarray, mask: np.ndarray) -> None:
@@ -127,6 +130,8 @@ class BatchCoder:
         if self._low_bits:
             model = stack.models.Uniform(1 << self._low_bits)
             tiles[mask] |= stack.pop(popped.T.shape, model).astype(np.uint8)
+        if self.entropy and stack.bits < SPARE_BITS:  # which the encoder leaves, see `draw`
+            raise MismatchError("the stack is exhausted")
         for i, pixels_of_tile in enumerate(mask):
             rows, columns = pixels_of_tile.any(1).sum(), pixels_of_tile.any(0).sum()
             tiles[i] = completed(tiles[i, :rows, :columns], mask.shape[1:])

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nvae_jax.compression.pixels import LEAST_BITS
 from nvae_jax.errors import require
 from nvae_jax.image_spec import LARGEST_SIDE
 from nvae_jax.model import VAEConfig
@@ -19,6 +20,16 @@ from nvae_jax.model import VAEConfig
 def model_bits(config: VAEConfig) -> int:
     """Bits of a level that the model codes."""
     return 1 if _is_binary(config) else config.num_bits
+
+
+def possible_low_bits(config: VAEConfig) -> tuple[int, ...]:
+    """How many bits below those that the model codes images may have."""
+    return (0,) if _is_binary(config) or config.num_bits == 8 else (0, 8 - config.num_bits)
+
+
+def least_bits(config: VAEConfig, low_bits: int) -> float:
+    """Bits that a pixel costs in a stream, at the least."""
+    return config.image_shape[-1] * (model_bits(config) * LEAST_BITS + low_bits)
 
 
 def check_images(config: VAEConfig, images: Sequence[np.ndarray]) -> None:

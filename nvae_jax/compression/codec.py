@@ -10,20 +10,19 @@ from itertools import islice
 
 import numpy as np
 
-from nvae_jax.compression import container, tiles
+from nvae_jax.compression import container, layout, tiles
 from nvae_jax.compression.batch import BatchCoder
 from nvae_jax.compression.bit_depth import check_images, image_of, levels_of, model_bits
 from nvae_jax.compression.checks import check_runs, check_word
 from nvae_jax.compression.coder import MismatchError
-from nvae_jax.compression.container import Container, Stream
+from nvae_jax.compression.container import Container
+from nvae_jax.compression.header import LARGEST_BATCH, Coding, check_index
 from nvae_jax.compression.network import Network
 from nvae_jax.compression.origin import differences, made_with, network_of
 from nvae_jax.compression.spent import Spent
 from nvae_jax.compression.stream import best_precisions, decode_stream, encode_stream
 from nvae_jax.errors import ConfigError, require
 from nvae_jax.evaluation.trained import TrainedModel
-
-LARGEST_BATCH = 1024
 
 Done = Callable[[int, int], None]  # is told how many tiles of how many are done
 
@@ -62,7 +61,7 @@ def compress(
       model: the model.
       images: (H, W, C) uint8 each, of any size, with the model's channels; 0 and 255 alone where
         the model's images are binary.
-      names: of the images, see `images.expanded`; their numbers, by default.
+      names: of the images, see `names`; their numbers, by default.
       batch_size: images or tiles that the network works on at a time. A stream begins with as many
         bits of simply coded images as a batch's latents have.
       stream_images: images in a stream, which can be decoded without the others; None: all.
@@ -71,12 +70,18 @@ def compress(
         would make it shorter, to measure the model.
 
     Raises:
-      ConfigError: an image is not what the model can code, or the model cannot be coded with.
+      ConfigError: an image is not what the model can code, the model cannot be coded with, or there
+        are too many images for a file or a stream.
     """
     require("batch_size", batch_size, 1 <= batch_size <= LARGEST_BATCH, f"1 to {LARGEST_BATCH}")
     whole = stream_images is None or stream_images >= 1
     require("stream_images", stream_images, whole, "1 or more")
     check_images(model.config, images)
+    names = [f"image:0-{len(images) - 1}"] if names is None else names
+    shapes = [image.shape[:2] for image in images]
+    length = min(stream_images or len(images), len(images))
+    starts = range(0, len(images), length)
+    check_index(names, shapes, np.diff([*starts, len(images)]).tolist())
     network = Network(model, batch_size)
     made = made_with(model, network)  # which compiles all that is needed
     spent = Spent()
@@ -85,25 +90,29 @@ def compress(
         levels, low_bits = levels_of(model.config, images)
         bits = model_bits(model.config) + low_bits
         tile = model.config.image.inner_shape[:2]
-        shapes = [image.shape[:2] for image in images]
         total = sum(tiles.number(shape, tile) for shape in shapes)
-        length = min(stream_images or len(images), len(images))
         sample = _some_tiles(levels, tile) >> low_bits
         precisions = best_precisions(network, sample, total * length / len(images))
         coder = BatchCoder(network, precisions, low_bits, spent.coder)
         streams, check_words, ledger, before = [], [], Counter[str](), 0
-        for first in range(0, len(images), length):
+        for first in starts:
             part, of_part = levels[first : first + length], shapes[first : first + length]
-            mask = tiles.masks(of_part, tile)
+            sizes = tiles.sizes(of_part, tile)
 
             def progress(number: int, before: int = before) -> None:
                 done(before + number, total)
 
             parts = np.concatenate([tiles.split(image, tile) for image in part])
-            stream, stream_ledger = encode_stream(
-                coder, len(part), parts, mask, bits, progress, by_model
-            )
-            before += len(mask)
+            try:
+                stream, stream_ledger = encode_stream(
+                    coder, len(part), parts, sizes, bits, progress, by_model
+                )
+            except (MismatchError, FloatingPointError) as error:
+                raise ConfigError(
+                    f"images {first} to {first + len(part) - 1} cannot be coded ({error}); "
+                    "allowed: images at which the model's numbers are finite"
+                ) from error
+            before += len(sizes)
             streams.append(stream)
             ledger.update(stream_ledger)
             runs = check_runs(of_part, bits * coder.tile_shape[-1])
@@ -111,12 +120,8 @@ def compress(
         content = container.write(
             Container(
                 made_with=made,
-                coding={
-                    "batch_size": batch_size,
-                    "low_bits": low_bits,
-                    "levels": ["".join(f"{p + 1:x}" for p in group) for group in precisions],
-                },
-                names=list(names) if names is not None else [f"image:0-{len(images) - 1}"],
+                coding=Coding.of(batch_size, low_bits, precisions),
+                names=names,
                 shapes=shapes,
                 check_words=np.asarray(check_words, np.uint32),
                 streams=streams,
@@ -163,21 +168,18 @@ def decompress(
     network = network_of(model, packed, field)
     spent = spent or Spent()
     network.spent = spent.network
-    low_bits = packed.coding["low_bits"]
-    precisions = [np.asarray([int(p, 16) - 1 for p in group]) for group in packed.coding["levels"]]
-    coder = BatchCoder(network, precisions, low_bits, spent.coder, scrambled=packed.version > 1)
-    bits = model_bits(model.config) + low_bits
+    coding, scrambled = packed.coding, packed.version > 1
+    coder = BatchCoder(network, coding.precisions, coding.low_bits, spent.coder, scrambled)
+    bits = model_bits(model.config) + coding.low_bits
     total = sum(tiles.number(shape, coder.tile_shape[:2]) for shape in shapes)
-    first = first_check = decoded = 0
+    decoded = 0
     with spent.total.counted():
-        for stream in packed.streams:
-            of_stream = shapes[first : first + stream.images]
-            runs = check_runs(of_stream, bits * coder.tile_shape[-1])
-            words = packed.check_words[first_check : first_check + len(runs)]
-            begin, end = (bisect.bisect_left(wanted, n) for n in (first, first + stream.images))
+        for part in layout.parts(packed, model.config):
+            number, behind = part.first, part.first + part.stream.images
+            begin, end = (bisect.bisect_left(wanted, n) for n in (number, behind))
             here = set(wanted[begin:end])
-            number, last = first, max(here, default=-1)
-            source = _images(coder, stream, of_stream, runs, words, bits)
+            last = max(here, default=-1)
+            source = _images(coder, part, bits)
             while number <= last:
                 try:
                     images = next(source)
@@ -189,28 +191,20 @@ def decompress(
                     ) from error
                 for image in images:
                     if number in here:
-                        yield number, image_of(model.config, image, low_bits)
+                        yield number, image_of(model.config, image, coding.low_bits)
                     decoded += tiles.number(image.shape[:2], coder.tile_shape[:2])
                     number += 1
                 done(decoded, total)
-            first, first_check = first + stream.images, first_check + len(runs)
 
 
-def _images(
-    coder: BatchCoder,
-    stream: Stream,
-    shapes: Sequence[tuple[int, int]],
-    runs: Sequence[slice],
-    check_words: np.ndarray,
-    bits: int,
-) -> Iterator[list[np.ndarray]]:
+def _images(coder: BatchCoder, part: layout.Part, bits: int) -> Iterator[list[np.ndarray]]:
     """The levels (H, W, C) of a stream's images, a checked run at a time."""
     tile = coder.tile_shape[:2]
-    parts = decode_stream(coder, stream, tiles.masks(shapes, tile), bits)
-    for run, word in zip(runs, check_words, strict=True):
+    decoded = decode_stream(coder, part.stream, tiles.sizes(part.shapes, tile), bits)
+    for run, word in zip(part.runs, part.check_words, strict=True):
         images = [
-            tiles.join(np.stack([*islice(parts, tiles.number(shape, tile))]), *shape)
-            for shape in shapes[run]
+            tiles.join(np.stack([*islice(decoded, tiles.number(shape, tile))]), *shape)
+            for shape in part.shapes[run]
         ]
         if check_word(images) != word:
             raise MismatchError("a check failed")

@@ -7,6 +7,7 @@ is what bits-back coding is made of (Townsend et al., BB-ANS, ICLR 2019).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -98,18 +99,32 @@ class Stack:
         Raises:
           MismatchError: a symbol or a parameter is impossible under the model.
         """
-        flat = [np.ascontiguousarray(p, np.float64).ravel() for p in parameters]
+        flat = _flat(parameters)
         try:
             self._coder.encode_reverse(symbols.astype(np.int32).ravel(), model, *flat)
         except (KeyError, ValueError) as error:
             raise MismatchError(str(error)) from error
 
     def pop(self, shape: tuple[int, ...], model: Any, *parameters: np.ndarray) -> np.ndarray:
-        """Pops int32 symbols of a shape, in the order in which `push` was given them."""
-        size = int(np.prod(shape))
-        flat: list[Any] = [np.ascontiguousarray(p, np.float64).ravel() for p in parameters]
+        """Pops int32 symbols of a shape, in the order in which `push` was given them.
+
+        Raises:
+          MismatchError: a parameter is impossible under the model.
+        """
+        flat: list[Any] = _flat(parameters)
         try:
-            symbols = self._coder.decode(model, *(flat or [size]))
+            symbols = self._coder.decode(model, *(flat or [int(np.prod(shape))]))
         except (AssertionError, ValueError) as error:
             raise MismatchError(str(error)) from error
         return np.asarray(symbols, np.int32).reshape(shape)
+
+
+def _flat(parameters: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """What the library is given, which panics where a parameter is impossible.
+
+    The last parameter is a standard deviation or a probability.
+    """
+    flat = [np.ascontiguousarray(p, np.float64).ravel() for p in parameters]
+    if not all(np.isfinite(p).all() for p in flat) or (flat and not (flat[-1] > 0).all()):
+        raise MismatchError("a distribution is not finite")
+    return flat

@@ -12,20 +12,20 @@ uint32     CRC-32 of all that comes before
 =========  ==========================================================================
 
 All numbers are little-endian. Every part has a CRC-32, in the header or before it, so a file that
-is cut or damaged anywhere is refused before anything is decoded.
+is cut or damaged anywhere is refused before anything is decoded; and so is one whose header says
+what no header may say, see `header`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import struct
 import zlib
-from itertools import groupby
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
+from nvae_jax.compression.header import Coding, Header, MadeWith, Shapes, pack, runs_of, unpack
 from nvae_jax.errors import ConfigError, require
 
 MAGIC = b"\x93NVAE\r\n\x1a"  # not text, and what transfers as text damage is in it
@@ -56,8 +56,8 @@ class Container:
     """All that is in a file.
 
     Attributes:
-      made_with: what has to be the same to decode it: the model's hash, versions, device, ….
-      coding: how the model codes: the levels of the latents, the batch, ….
+      made_with: what has to be the same to decode it.
+      coding: how the model codes.
       names: of the images; `test:0-99` names a hundred.
       shapes: (height, width) of every image.
       check_words: (N,) uint32.
@@ -65,12 +65,12 @@ class Container:
       version: of the format.
     """
 
-    made_with: dict[str, Any]
-    coding: dict[str, Any]
-    names: list[str]
-    shapes: list[tuple[int, int]]
+    made_with: MadeWith
+    coding: Coding
+    names: Sequence[str]
+    shapes: Shapes
     check_words: np.ndarray
-    streams: list[Stream]
+    streams: Sequence[Stream]
     version: int = VERSION
 
 
@@ -78,18 +78,18 @@ def write(container: Container) -> bytes:
     """The file's content."""
     contents = [_bytes(stream.words) for stream in container.streams]
     checks = _bytes(container.check_words)
-    header = {
-        "made_with": container.made_with,
-        "coding": container.coding,
-        "names": container.names,
-        "shapes": [[len([*same]), *shape] for shape, same in groupby(container.shapes)],
-        "checks": [len(container.check_words), zlib.crc32(checks)],
-        "streams": [
-            [s.images, s.opening, s.opening_bytes, len(s.words), zlib.crc32(content)]
+    header = Header(
+        made_with=container.made_with,
+        coding=container.coding,
+        names=tuple(container.names),
+        shapes=tuple(runs_of(container.shapes)),
+        checks=(len(container.check_words), zlib.crc32(checks)),
+        streams=tuple(
+            (s.images, s.opening, s.opening_bytes, len(s.words), zlib.crc32(content))
             for s, content in zip(container.streams, contents, strict=True)
-        ],
-    }
-    packed = zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 9)
+        ),
+    )
+    packed = pack(header)
     start = _START.pack(MAGIC, container.version, len(packed), zlib.crc32(packed))
     start += struct.pack("<I", zlib.crc32(start))
     return b"".join([start, packed, checks, *contents])
@@ -103,7 +103,8 @@ def read(content: bytes, field: str) -> Container:
       field: what to call the file in messages.
 
     Raises:
-      ConfigError: it is not such a file, of another version, or damaged; the message says which.
+      ConfigError: it is not such a file, of another version, damaged, or contradicts itself; the
+        message says which.
     """
     known = content[: len(MAGIC)] == MAGIC
     require(f"the start of {field}", content[: len(MAGIC)], known, "a file of mode compress")
@@ -120,9 +121,9 @@ def read(content: bytes, field: str) -> Container:
     packed = content[first : first + length]
     if len(packed) != length or zlib.crc32(packed) != check:
         raise _damaged(field, "its header")
-    header = json.loads(zlib.decompress(packed))
+    header = unpack(packed, field)
     place = first + length
-    parts = [header["checks"], *(stream[3:] for stream in header["streams"])]
+    parts = [header.checks, *(stream[3:] for stream in header.streams)]
     words = []
     for number, (count, check) in enumerate(parts):
         part = content[place : place + 4 * count]
@@ -135,11 +136,16 @@ def read(content: bytes, field: str) -> Container:
         raise _damaged(field, f"{len(content) - place} bytes at its end")
     streams = [
         Stream(images, opening, size, part)
-        for (images, opening, size, _, _), part in zip(header["streams"], words[1:], strict=True)
+        for (images, opening, size, _, _), part in zip(header.streams, words[1:], strict=True)
     ]
-    shapes = [(height, width) for count, height, width in header["shapes"] for _ in range(count)]
     return Container(
-        header["made_with"], header["coding"], header["names"], shapes, words[0], streams, version
+        header.made_with,
+        header.coding,
+        header.names,
+        header.image_shapes,
+        words[0],
+        streams,
+        version,
     )
 
 

@@ -1,11 +1,11 @@
-"""Images by name, to be kept byte for byte; and their names in a file."""
+"""Images by name, to be kept byte for byte."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +19,7 @@ from nvae_jax.evaluation.trained import TrainedModel
 # By channels: Pillow's modes whose pixels come back as they are, or the same in three channels.
 _MODES = {1: ("1", "L"), 2: ("LA",), 3: ("1", "L", "P", "RGB"), 4: ("RGBA",)}
 PILLOW = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-_EXAMPLES = rf"({'|'.join(SPLITS)})(?::(\d+)(?:-(\d+))?)?"
+_EXAMPLES = rf"({'|'.join(SPLITS)})(?::(\d{{1,9}})(?:-(\d{{1,9}}))?)?"
 _ALLOWED = "test, test:0-99, image files or folders"
 
 
@@ -37,7 +37,7 @@ def named_images(
       names: the names.
       field: what to call them in messages.
 
-    Returns: the images, and names for `expanded`.
+    Returns: the images, and their names in a file, see `names`.
 
     Raises:
       ConfigError: there is no such image, or it has pixels that the model's channels do not hold.
@@ -58,39 +58,8 @@ def named_images(
         else:
             root, files = root.parent, [root.name]
         images += [_read(model, root / file, field) for file in files]
-        stored += files
+        stored += [file.replace(":", "_") for file in files]  # or some would name several images
     return images, stored
-
-
-def expanded(names: Iterable[str]) -> list[str]:
-    """One file name for each image, without a suffix: relative, and no two the same.
-
-    A name is a path, or `test:8-11`, which stands for `test_08` to `test_11`.
-
-    Raises:
-      ConfigError: a name leads out of its folder.
-    """
-    plain: list[str] = []
-    for name in names:
-        if found := re.fullmatch(r"(\w+):(\d+)-(\d+)", name):
-            digits = len(found[3])
-            span = range(int(found[2]), int(found[3]) + 1)
-            plain += [f"{found[1]}_{number:0{digits}d}" for number in span]
-            continue
-        path = PurePosixPath(name.replace(":", "_").replace("\\", "_"))
-        inside = not path.is_absolute() and ".." not in path.parts and bool(path.parts)
-        require("the name of an image", name, inside, "names inside the folder that is written")
-        plain.append(os.fspath(path.with_suffix("")))
-    unique: list[str] = []
-    taken: set[str] = set()
-    for name in plain:
-        candidate, number = name, 1
-        while candidate in taken:
-            number += 1
-            candidate = f"{name}_{number}"
-        taken.add(candidate)
-        unique.append(candidate)
-    return unique
 
 
 def _examples(

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import platform
-from typing import Any
 
 import jax
 import jaxlib
@@ -14,37 +13,40 @@ import numpy as np
 
 from nvae_jax.compression.coder import library
 from nvae_jax.compression.container import Container
+from nvae_jax.compression.header import MadeWith
+from nvae_jax.compression.layout import check_layout
 from nvae_jax.compression.network import Network
 from nvae_jax.errors import ConfigError, require
 from nvae_jax.evaluation.trained import TrainedModel
 
 
-def made_with(model: TrainedModel, network: Network) -> dict[str, Any]:
+def made_with(model: TrainedModel, network: Network) -> MadeWith:
     """What the numbers of a network depend on, and their fingerprint."""
-    return {
-        "model": model_hash(model),
-        "fingerprint": network.fingerprint(),
-        "dtype": model.config.dtype,
-        "device": network.device.device_kind,
-        "machine": platform.machine(),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.version.__version__,
-        "numpy": np.__version__,
-        "constriction": importlib.metadata.version(library().__name__),
-    }
+    return MadeWith(
+        model=model_hash(model),
+        fingerprint=network.fingerprint(),
+        dtype=model.config.dtype,
+        device=network.device.device_kind,
+        machine=platform.machine(),
+        jax=jax.__version__,
+        jaxlib=jaxlib.version.__version__,
+        numpy=np.__version__,
+        constriction=importlib.metadata.version(library().__name__),
+    )
 
 
 def network_of(model: TrainedModel, packed: Container, field: str) -> Network:
     """The network that a file was made with, if this model and this machine have it.
 
     Raises:
-      ConfigError: they do not; the message says what differs.
+      ConfigError: they do not; the message says what differs. Or the file says what no file of the
+        model can say.
     """
-    made = packed.made_with
-    here = model_hash(model)
-    require(f"the model of {field}", made["model"], made["model"] == here, f"the run's, {here}")
-    network = Network(model, packed.coding["batch_size"])
-    if network.fingerprint() != made["fingerprint"]:
+    made, here = packed.made_with, model_hash(model)
+    require(f"the model of {field}", made.model, made.model == here, f"the run's, {here}")
+    check_layout(packed, model.config, field)
+    network = Network(model, packed.coding.batch_size)
+    if network.fingerprint() != made.fingerprint:
         raise ConfigError(
             f"{field} cannot be decoded here: the network computes other numbers; allowed: what it "
             f"was made with{differences(model, network, packed)}"
@@ -54,11 +56,11 @@ def network_of(model: TrainedModel, packed: Container, field: str) -> Network:
 
 def differences(model: TrainedModel, network: Network, packed: Container) -> str:
     """What differs here from what a file was made with, as the end of a message."""
-    here = made_with(model, network)
+    here = dataclasses.asdict(made_with(model, network))
     differ = [
-        f"{name} {value} (here {here.get(name)})"
-        for name, value in packed.made_with.items()
-        if name != "fingerprint" and value != here.get(name)
+        f"{name} {value} (here {here[name]})"
+        for name, value in dataclasses.asdict(packed.made_with).items()
+        if name != "fingerprint" and value != here[name]
     ]
     return f": {', '.join(differ)}" if differ else ", of which all that is written down is the same"
 

@@ -11,6 +11,7 @@ float64 on the host: a logistic function, and sums in a fixed order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -19,6 +20,7 @@ import numpy as np
 from nvae_jax.compression.coder import Stack
 
 _COUNTS = 2.0**20
+LEAST_BITS = -math.log2(1 - 1 / _COUNTS)  # that a decision costs
 
 Below = Callable[[np.ndarray], np.ndarray]  # from levels (N,) to the probability of lower ones
 

@@ -12,8 +12,10 @@ from nvae_jax.compression.batch import BatchCoder
 from nvae_jax.compression.coder import SPARE_BITS, ExhaustedError, MismatchError, Stack
 from nvae_jax.compression.container import Stream
 from nvae_jax.compression.latents import choose_precisions
+from nvae_jax.compression.layout import SLACK
 from nvae_jax.compression.network import Network
 from nvae_jax.compression.opening import compress_opening, decompress_opening
+from nvae_jax.compression.tiles import masks
 
 _PROBES = 32  # tiles that the precisions are chosen by
 
@@ -56,7 +58,7 @@ def encode_stream(
     coder: BatchCoder,
     images: int,
     tiles: np.ndarray,
-    mask: np.ndarray,
+    sizes: np.ndarray,
     num_bits: int,
     done: Callable[[int], None],
     by_model: bool = False,
@@ -67,7 +69,7 @@ def encode_stream(
       coder: of batches.
       images: that the tiles are of.
       tiles: (N, h, w, C) uint8.
-      mask: (N, h, w) bool, what is coded of them.
+      sizes: (N, 2), the rows and columns that are coded of them.
       num_bits: of the tiles' levels.
       done: is told how many tiles are done.
       by_model: whether all but the opening is by the model even where the simple codec is better.
@@ -89,7 +91,7 @@ def encode_stream(
         try:
             for first in reversed(range(0, number - opening, coder.batch_size)):
                 batch = slice(first, min(first + coder.batch_size, number - opening))
-                coder.encode(stack, tiles[batch], mask[batch])
+                coder.encode(stack, tiles[batch], masks(sizes[batch], coder.tile_shape[:2]))
                 done(number - first)
         except ExhaustedError:
             opening = max(opening + coder.batch_size, math.ceil(1.1 * opening))
@@ -110,23 +112,30 @@ def encode_stream(
 
 
 def decode_stream(
-    coder: BatchCoder, stream: Stream, mask: np.ndarray, num_bits: int
+    coder: BatchCoder, stream: Stream, sizes: np.ndarray, num_bits: int
 ) -> Iterator[np.ndarray]:
     """The tiles (h, w, C) of a stream, in their order; what was not coded of them is arbitrary.
 
     Args:
       coder: of batches.
       stream: the stream.
-      mask: (N, h, w) bool, what is coded of its tiles.
+      sizes: (N, 2), the rows and columns that are coded of its tiles.
       num_bits: of the tiles' levels.
 
     Raises:
       MismatchError: the bits or the network's numbers are not those of the encoder.
     """
-    number = len(mask) - stream.opening
+    number = len(sizes) - stream.opening
     stack = Stack(stream.words)
+    pixels = sizes[:number].astype(np.int64).prod(1)
+    left = np.cumsum(pixels[::-1])[::-1] * coder.least_bits + 8 * stream.opening_bytes
+    left *= stream.opening > 0  # on an empty stack, zeros cost nothing
     for first in range(0, number, coder.batch_size):
-        yield from coder.decode(stack, mask[first : min(first + coder.batch_size, number)])
+        # Other numbers than the encoder's would go on to the last tile of the largest image.
+        if not left[first] - SLACK <= stack.bits <= 32 * len(stream.words) + SLACK:
+            raise MismatchError("the stack is not as high as it was")
+        batch = slice(first, min(first + coder.batch_size, number))
+        yield from coder.decode(stack, masks(sizes[batch], coder.tile_shape[:2]))
     words = stack.words(unseal=True)
     content = words.astype("<u4").tobytes()
     if len(words) != -(-stream.opening_bytes // 4):

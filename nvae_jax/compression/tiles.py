@@ -6,29 +6,32 @@ repeating the image's last column and row; what was added is seen by the network
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 import numpy as np
 
 
-def grid(shape: Sequence[int], tile: tuple[int, int]) -> list[tuple[int, int]]:
-    """(rows, columns) that an image of the shape (H, W) has in each of its tiles."""
-    height, width = shape
-    return [
-        (min(tile[0], height - top), min(tile[1], width - left))
-        for top in range(0, height, tile[0])
-        for left in range(0, width, tile[1])
-    ]
+def sizes(shapes: Iterable[tuple[int, int]], tile: tuple[int, int]) -> np.ndarray:
+    """(rows, columns) that images of shapes (H, W) have in each of their tiles; (N, 2) int16."""
+    parts = []
+    for shape, same in groupby(shapes):
+        rows, columns = (
+            np.minimum(size, length - np.arange(0, length, size)).astype(np.int16)
+            for length, size in zip(shape, tile, strict=True)
+        )
+        one = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
+        parts.append(np.tile(one, (len([*same]), 1)))
+    return np.concatenate(parts)
 
 
 def number(shape: Sequence[int], tile: tuple[int, int]) -> int:
     """How many tiles an image of the shape (H, W) has."""
-    return len(grid(shape, tile))
+    return -(-shape[0] // tile[0]) * -(-shape[1] // tile[1])
 
 
-def masks(shapes: Sequence[tuple[int, int]], tile: tuple[int, int]) -> np.ndarray:
-    """Which pixels of the tiles of images are the images' own, (N, h, w) bool."""
-    sizes = np.asarray([size for shape in shapes for size in grid(shape, tile)])
+def masks(sizes: np.ndarray, tile: tuple[int, int]) -> np.ndarray:
+    """Which pixels of tiles are the images' own, (N, h, w) bool, see `sizes`."""
     rows, columns = (np.arange(length) for length in tile)
     return (rows[:, None] < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])
 

@@ -15,8 +15,9 @@ from etils import epath
 from nvae_jax.command_line import validate
 from nvae_jax.compression import container
 from nvae_jax.compression.codec import decompress as decompress_images
-from nvae_jax.compression.images import PILLOW, expanded
-from nvae_jax.errors import reading, require
+from nvae_jax.compression.images import PILLOW
+from nvae_jax.compression.names import expanded
+from nvae_jax.errors import reading, require, writing
 from nvae_jax.evaluation.trained import TrainedModel
 from nvae_jax.modes.compress import progress
 from nvae_jax.workdir import files
@@ -55,21 +56,28 @@ def decompress(model: TrainedModel, options: DecompressOptions) -> list[str]:
         machine; or there is a file in the way.
     """
     field = f"file {options.file!r}"
-    with reading("file", options.file, "a file that the mode compress has written"):
-        content = Path(os.path.expanduser(options.file)).read_bytes()
+    path = Path(os.path.expanduser(options.file))
+    with reading("file", options.file, "a file that the mode compress has written", ValueError):
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")  # reading a pipe would wait for ever
+        content = path.read_bytes()
     names = expanded(container.read(content, field).names)
     chosen = None if options.only is None else _numbers(options.only, len(names))
     folder = model.workdir.results / "decompress" / Path(options.file).stem
     if options.output is not None:
         folder = epath.Path(os.path.expanduser(options.output))
-    paths = [folder / f"{name}.png" for name in names]
-    for number in range(len(paths)) if chosen is None else chosen:
-        require("output", os.fspath(paths[number]), not paths[number].exists(), "new files")
+
+    def target(number: int) -> epath.Path:
+        return folder / f"{names[number]}.png"
+
+    for number in range(len(names)) if chosen is None else chosen:
+        with writing(target(number)):
+            require("output", os.fspath(target(number)), not target(number).exists(), "new files")
     written = []
     done = progress(model, "decompressed")
     for number, image in decompress_images(model, content, chosen, field, done):
-        files.write(paths[number], _png(image))
-        written.append(os.fspath(paths[number]))
+        files.write(target(number), _png(image))
+        written.append(os.fspath(target(number)))
     model.workdir.log(f"{len(written):,} images: {os.fspath(folder)}")
     return written
 
@@ -78,7 +86,7 @@ def _numbers(only: Sequence[str], count: int) -> list[int]:
     allowed = f"numbers of images, such as 0,5-7, up to {count - 1}"
     numbers: list[int] = []
     for part in only:
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
         require("only", part, found is not None, allowed)
         first, last = int(found[1]), int(found[2] or found[1])  # type: ignore[index]
         require("only", part, first <= last < count, allowed)
