@@ -108,7 +108,7 @@ def _convert(kind: Any, value: Any, field: str) -> Any:
     elif kind in (bool, int, str, types.NoneType):
         if type(value) is kind:
             return value
-    elif dataclasses.is_dataclass(kind):
+    elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return from_mapping(kind, value, field)
     else:
         raise TypeError(f"{field} is annotated as {kind}, which from_mapping does not know")
