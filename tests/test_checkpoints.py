@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from nvae_jax.errors import ConfigError
 from nvae_jax.workdir import Workdir, orbax
 from nvae_jax.workdir.checkpoints import Checkpoints
+from nvae_jax.workdir.integrity import NotFiniteError
 from nvae_jax.workdir.retention import Keep
 
 
@@ -143,6 +144,17 @@ def test_metadata_without_a_json_form_is_refused_at_once(checkpoints):
     with pytest.raises(TypeError, match="not JSON serializable"):
         checkpoints.save(1, make_state(), {"array": np.zeros(3)})
     assert checkpoints.latest_step() is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, value, dtype):
+    with contextlib.closing(Checkpoints(epath.Path(tmp_path), Keep(1))) as checkpoints:
+        checkpoints.save(1, {"a": jnp.ones(3, dtype), "step": jnp.int32(1)}, {})
+        bad = {"a": jnp.ones(3, dtype).at[2].set(value), "step": jnp.int32(2)}
+        with pytest.raises(NotFiniteError, match=r"step 2 is not finite in a; allowed"):
+            checkpoints.save(2, bad, {})
+        assert checkpoints.steps() == [1]
 
 
 KILLED_IN_MID_SAVE = """

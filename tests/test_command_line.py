@@ -7,6 +7,7 @@ from absl import flags
 from nvae_jax import main
 from nvae_jax.command_line import define_flags, door, expand_home, read_flags, validate
 from nvae_jax.errors import ConfigError
+from nvae_jax.fields import names_of
 from nvae_jax.modes.sample import SampleOptions
 
 
@@ -144,6 +145,16 @@ def test_names_stay_in_the_folder(name):
     with pytest.raises(ConfigError, match=r"^name is .*; allowed: the name of a file"):
         SampleOptions(name=name)
     assert SampleOptions(name="a/b..c").name == "a/b..c"
+
+
+@pytest.mark.parametrize(
+    "mode", [mode for mode in main._OPTIONS if "name" in names_of(main._OPTIONS[mode])]
+)
+def test_names_of_every_mode_stay_in_the_folder(mode):
+    options = main._OPTIONS[mode]
+    required = dict.fromkeys(names_of(options, without_default=True), "vary")  # an operation, too
+    with pytest.raises(ConfigError, match=r"^name is '../x'; allowed: the name of a file"):
+        read_flags(mode, main._OPTIONS, required | {"name": "../x"})
 
 
 def test_numbers_that_are_not_finite_end_a_command_with_code_3(capsys):
