@@ -43,7 +43,7 @@ def _all_devices() -> Sequence[Any]:
     try:
         return jax.devices()
     except (RuntimeError, AssertionError):  # of a package of JAX that lacks the platform
-        platforms = jax.config.jax_platforms
+        platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
         require("JAX_PLATFORMS", platforms, not platforms, "platforms of this machine, or unset")
         raise
 
