@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import dataclasses
 import inspect
+import io
 import os
 import re
 import signal
@@ -58,6 +59,39 @@ def door() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(128 + signal.SIGINT)
+
+
+class _Lasting(io.FileIO):
+    """A file in which what can no longer be written is dropped."""
+
+    def write(self, content: Any) -> int:
+        """Says that everything is written."""
+        try:
+            return super().write(content) or len(content)
+        except OSError:
+            return len(content)
+
+
+def outlive_the_terminal() -> None:
+    """Has this process go on where what it prints is lost, as when its terminal is closed.
+
+    The same is true of a reader that has ended (`| head`), and of a full disk. A character that the
+    terminal cannot show, or a file's name that is no text, is printed as its number.
+    """
+    for name in ("stdout", "stderr"):
+        old = getattr(sys, name)
+        try:
+            raw = _Lasting(old.fileno(), "wb", closefd=False)
+        except (AttributeError, OSError):  # it is closed, or no file at all
+            continue
+        old.flush()
+        new = io.TextIOWrapper(
+            io.BufferedWriter(raw),
+            encoding=old.encoding,
+            errors="backslashreplace",
+            line_buffering=True,
+        )
+        setattr(sys, name, new)
 
 
 def expand_home(argv: Sequence[str]) -> list[str]:

@@ -44,6 +44,7 @@ from nvae_jax.command_line import (
     entry_lines,
     expand_home,
     option_lines,
+    outlive_the_terminal,
     parse_flags,
     read_flags,
     with_file,
@@ -132,6 +133,7 @@ define_flags(_OPTIONS)
 
 def main(argv: list[str]) -> None:
     """Does what the flags say."""
+    outlive_the_terminal()
     preemption = Preemption() if _MODE.value == "train" else None
     logging.set_verbosity(logging.WARNING)
     with leaving_promptly(), door():
@@ -242,6 +244,18 @@ def _with_config_file(argv: list[str]) -> list[str]:
     return found
 
 
+def _with_values(argv: list[str]) -> list[str]:
+    """The arguments with `--config.section.field=value` in place of the same without `=`."""
+    found: list[str] = []
+    for argument in argv:
+        awaits = found and re.fullmatch(r"--?config\.[\w.]+", found[-1])
+        if awaits and not argument.startswith("-"):
+            found[-1] += f"={argument}"
+        else:
+            found.append(argument)
+    return found
+
+
 def _parse(argv: list[str]) -> list[str]:
     if {"--help", "-help", "-h"} & set(argv):
         print(_help(argv))
@@ -250,7 +264,7 @@ def _parse(argv: list[str]) -> list[str]:
         versions = f"jax {jax.__version__}, flax {flax.__version__}"
         print(f"nvae_jax {nvae_jax.__version__} ({versions}, Python {platform.python_version()})")
         sys.exit(0)
-    argv = expand_home(argv)
+    argv = _with_values(expand_home(argv))
     with door():
         argv = _with_config_file(argv)
     fields = [argument for argument in argv[1:] if re.match(r"--?config\.", argument)]

@@ -44,6 +44,20 @@ def machine_memory() -> float:
     return float(memory)
 
 
+def usable_memory() -> float:
+    """Bytes that this process can come to: what it has, and what others have left.
+
+    Where the system does not say, all of the machine's.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        (left,) = (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, ValueError):
+        return machine_memory()
+    return min(machine_memory(), left + float(pages * os.sysconf("SC_PAGE_SIZE")))
+
+
 def give_back_freed_memory() -> None:
     """Hands the memory that this process has freed back to the system, once."""
     try:

@@ -27,15 +27,25 @@ def make_mesh(devices: Sequence[Any] | None = None, parameter_shards: int = 1) -
       parameter_shards: length of the second axis, neighbours on the interconnect.
 
     Raises:
-      ConfigError: `parameter_shards` does not divide the number of devices.
+      ConfigError: `parameter_shards` does not divide the number of devices, or JAX_PLATFORMS asks
+        for devices that there are not.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = _all_devices() if devices is None else devices
     allowed = f"divisors of the number of devices ({len(devices)})"
     divides = len(devices) % parameter_shards == 0
     require("training.parameter_shards", parameter_shards, divides, allowed)
     shape = (len(devices) // parameter_shards, parameter_shards)
     grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, (DATA, SHARDS))
+
+
+def _all_devices() -> Sequence[Any]:
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError):  # of a package of JAX that lacks the platform
+        platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+        require("JAX_PLATFORMS", platforms, not platforms, "platforms of this machine, or unset")
+        raise
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -58,6 +59,9 @@ class Commands:
 
 
 def _serve() -> None:
+    # As at a terminal, also where a shell that waits for nothing has had them ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     # What the commands import, but the commands themselves, which define their flags once.
     import nvae_jax.config.template
     import nvae_jax.data.prepare

@@ -7,9 +7,10 @@ import goldens
 import jax
 import pytest
 
+from nvae_jax.errors import ConfigError
 from nvae_jax.interop.official import config_from_args
 from nvae_jax.model import ModelConfig, variable_shapes
-from nvae_jax.model.architecture import ARCHITECTURES
+from nvae_jax.model.architecture import _RANGES, ARCHITECTURES
 from nvae_jax.model.cells import OPERATIONS
 
 COLOUR = functools.partial(ModelConfig, num_flows=1)
@@ -219,6 +220,15 @@ def test_impossible_values_are_named(field, value, allowed):
     options = {"image_shape": (32, 32, 3), "num_scales": 2, "num_groups": 2, field: value}
     with pytest.raises(ValueError, match=f"^model.{field} is .*; allowed: .*{allowed}"):
         ModelConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("field", "most"), [(name, most) for (_, most), names in _RANGES.items() for name in names]
+)
+def test_sizes_beyond_any_machine_are_refused_at_once(field, most):
+    for value in (most + 1, 10**20):
+        with pytest.raises(ConfigError, match=f"^model.{field} is {value}; allowed: .* to {most}$"):
+            ModelConfig(image_shape=(32, 32, 3), **{field: value})
 
 
 def test_towers_of_a_model_of_one_group_are_equally_wide():

@@ -4,6 +4,7 @@ import pytest
 import stored
 from PIL import Image
 
+from nvae_jax.data.images import ImageReader
 from nvae_jax.data.sources import checked
 
 
@@ -56,11 +57,21 @@ def test_reasons_outside_the_file_are_not_remembered(tmp_path, monkeypatch, repa
     assert unreadable(root, names) == []
 
 
-def test_files_are_checked_as_they_will_be_read(tmp_path):
+def test_files_are_checked_as_they_will_be_read(tmp_path, monkeypatch):
     Image.fromarray(stored.photos(1, 8, 8)[0]).convert("LAB").save(tmp_path / "lab.tif")
-    assert unreadable(tmp_path, ["lab.tif"], channels=3) == []
+
+    class NoGrey(ImageReader):
+        def pixels(self, image):
+            if self.channels == 1:
+                raise ValueError("not to grey")
+            return super().pixels(image)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checked, "ImageReader", NoGrey)
+        assert unreadable(tmp_path, ["lab.tif"], channels=3) == []
+        assert unreadable(tmp_path, ["lab.tif"], channels=1) == ["lab.tif"]
+        assert unreadable(tmp_path, ["lab.tif"], channels=4) == []
     assert unreadable(tmp_path, ["lab.tif"], channels=1) == []
-    assert unreadable(tmp_path, ["lab.tif"], channels=4) == []
 
 
 def test_cache_that_cannot_be_written_does_not_matter(tmp_path, monkeypatch):

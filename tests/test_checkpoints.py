@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from nvae_jax.errors import ConfigError
 from nvae_jax.workdir import Workdir, orbax
 from nvae_jax.workdir.checkpoints import Checkpoints
+from nvae_jax.workdir.integrity import NotFiniteError
 from nvae_jax.workdir.retention import Keep
 
 
@@ -145,6 +146,17 @@ def test_metadata_without_a_json_form_is_refused_at_once(checkpoints):
     assert checkpoints.latest_step() is None
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, value, dtype):
+    with contextlib.closing(Checkpoints(epath.Path(tmp_path), Keep(1))) as checkpoints:
+        checkpoints.save(1, {"a": jnp.ones(3, dtype), "step": jnp.int32(1)}, {})
+        bad = {"a": jnp.ones(3, dtype).at[2].set(value), "step": jnp.int32(2)}
+        with pytest.raises(NotFiniteError, match=r"step 2 is not finite in a; allowed"):
+            checkpoints.save(2, bad, {})
+        assert checkpoints.steps() == [1]
+
+
 KILLED_IN_MID_SAVE = """
 import json, os, signal, sys, threading
 import jax.numpy as jnp
@@ -256,7 +268,8 @@ def test_no_flipped_bit_and_no_lost_file_changes_an_array_silently(tmp_path, mon
     """What is not found, in files that Orbax writes beside and does not read, changes nothing."""
     monkeypatch.setattr(orbax, "_OTHER_READS", 0.0)
     rng = np.random.default_rng(0)
-    state = {f"a{i}": jnp.asarray(rng.normal(size=(16, 8)), jnp.float32) for i in range(4)}
+    # Arrays of less than 1 KiB would be in files of which TensorStore checks every byte.
+    state = {f"a{i}": jnp.asarray(rng.normal(size=(32, 32)), jnp.float32) for i in range(4)}
     state["step"] = jnp.int32(5)
     saved = Checkpoints(epath.Path(tmp_path / "saved"))
     saved.save(5, state, {"step": 5})

@@ -73,6 +73,15 @@ def test_images_of_all_sizes_come_back(colour, kinds, stream_images, seed):
     np.testing.assert_array_equal(image, images[last])
 
 
+@pytest.mark.parametrize(("channels", "num_bits"), [(1, 8), (2, 8), (4, 5)])
+def test_images_of_any_channels_and_bits_come_back(channels, num_bits):
+    shape = (8, 4, channels)
+    model = model_of(dataclasses.replace(COLOUR, image_shape=shape, num_bits=num_bits))
+    rng = np.random.default_rng(channels)
+    images = [picture(rng, kind, 9, 5, channels) for kind in ("noise", "black", "five bits")]
+    roundtrip(model, [*images, *samples(model, 120)], batch_size=2)
+
+
 def test_long_streams_draw_their_latents_from_an_opening(colour):
     images = samples(colour, 300)
     made = roundtrip(colour, images, batch_size=2)

@@ -6,7 +6,9 @@ from absl import flags
 
 from nvae_jax import main
 from nvae_jax.command_line import define_flags, door, expand_home, read_flags, validate
+from nvae_jax.config.overrides import parse_overrides
 from nvae_jax.errors import ConfigError
+from nvae_jax.fields import names_of
 from nvae_jax.modes.sample import SampleOptions
 
 
@@ -139,11 +141,41 @@ def test_configurations_are_named(argv, name):
     assert found[:name] + found[name + 1 :] == argv[:name] + argv[name + 1 :]
 
 
+def test_values_of_fields_may_stand_apart():
+    argv = ["x", "--config", "digits", "--config.data.size", "16", "--config.data.flip", "--mode=x"]
+    joined = [*argv[:3], "--config.data.size=16", *argv[5:]]
+    assert main._with_values(argv) == joined
+    assert main._with_values(joined) == joined
+
+
+def test_fields_that_are_text_are_not_numbers():
+    given = ["data.path=2024", "data.data_dir=1e5", "data.lmdb=[a]", "model.architecture=7"]
+    texts = {name: text for name, _, text in (field.partition("=") for field in given)}
+    assert parse_overrides([f"--config.{field}" for field in given]) == texts
+    others = ["data.path=None", "data.size=48,64", "training.epochs=4", "model.remat=none"]
+    assert parse_overrides([f"--config.{field}" for field in others]) == {
+        "data.path": None,
+        "data.size": (48, 64),
+        "training.epochs": 4,
+        "model.remat": "none",
+    }
+
+
 @pytest.mark.parametrize("name", ["", "/tmp/x", "../x", "a/../../x", ".."])
 def test_names_stay_in_the_folder(name):
     with pytest.raises(ConfigError, match=r"^name is .*; allowed: the name of a file"):
         SampleOptions(name=name)
     assert SampleOptions(name="a/b..c").name == "a/b..c"
+
+
+@pytest.mark.parametrize(
+    "mode", [mode for mode in main._OPTIONS if "name" in names_of(main._OPTIONS[mode])]
+)
+def test_names_of_every_mode_stay_in_the_folder(mode):
+    options = main._OPTIONS[mode]
+    required = dict.fromkeys(names_of(options, without_default=True), "vary")  # an operation, too
+    with pytest.raises(ConfigError, match=r"^name is '../x'; allowed: the name of a file"):
+        read_flags(mode, main._OPTIONS, required | {"name": "../x"})
 
 
 def test_numbers_that_are_not_finite_end_a_command_with_code_3(capsys):

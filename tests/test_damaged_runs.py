@@ -3,14 +3,17 @@
 With the stand-in update of `stand_in.py`, as in `test_trouble.py`.
 """
 
+import dataclasses
 import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
-from stand_in import ACCEPT, SAVES, arrays, users
+from stand_in import ACCEPT, SAVES, applied, arrays, users
 
-from nvae_jax.workdir import Workdir
+from nvae_jax.workdir import Workdir, checkpoints, integrity, orbax
+from nvae_jax.workdir.checkpoints import Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +70,29 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(user, requ
     if how not in ("empty folder", "no state"):
         assert "step 6 is used" in output
     np.testing.assert_equal(arrays(run, 9, "params"), wanted)
+
+
+def test_a_checkpoint_that_is_not_finite_is_set_aside(user, monkeypatch):
+    """As versions saved it that did not look at what they saved."""
+    save = Checkpoints.save
+
+    def save_infinity(self, step, state, metadata):
+        if step == 9:
+            params = jax.tree.map(lambda x: x + np.float32(np.inf), state.params)
+            state = dataclasses.replace(state, params=params)
+        save(self, step, state, metadata)
+
+    with monkeypatch.context() as patch:
+        for module in (checkpoints, orbax):
+            patch.setattr(module, "inspected", lambda tree: (integrity.inspected(tree)[0], []))
+        patch.setattr(Checkpoints, "save", save_infinity)
+        user.train("infinite", SAVES, own=True)
+    output = user.train("infinite")
+    assert "checkpoint 9" in output
+    assert "is not finite in params." in output
+    assert "step 6 is used" in output
+    assert "done, 9 steps" in output
+    assert applied(user, "infinite") == 9
 
 
 def test_a_run_of_which_only_parts_of_checkpoints_are_left_is_refused(user):

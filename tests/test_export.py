@@ -30,6 +30,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(run):
+    run.trained.workdir.write("export/model/sample.tpu.stablehlo", b"of an earlier export")
     return Path(export(run.trained, ExportOptions(batch_size=SIZE))).parent
 
 

@@ -1,5 +1,6 @@
 """Whether an update fits the memory, and what is advised where it does not."""
 
+import os
 import re
 import types
 
@@ -10,7 +11,7 @@ from tiny import ONE_DEVICE, tiny_run
 
 from nvae_jax import memory
 from nvae_jax.errors import ConfigError
-from nvae_jax.memory import machine_memory
+from nvae_jax.memory import machine_memory, usable_memory
 from nvae_jax.parallel import replicated
 from nvae_jax.training import fitting
 from nvae_jax.training.fitting import (
@@ -49,7 +50,7 @@ def run_of(**changes):
 
 
 def test_what_does_not_fit_is_refused_with_flags_that_do(monkeypatch):
-    monkeypatch.setattr(fitting, "machine_memory", lambda: 22.5 * GIB)
+    monkeypatch.setattr(fitting, "usable_memory", lambda: 22.5 * GIB)
     run = run_of()
     check_memory(needing(0.2 * GIB, 12 * GIB), ONE_DEVICE, run, False)
     with pytest.raises(ConfigError) as caught:
@@ -69,10 +70,10 @@ def test_what_does_not_fit_is_refused_with_flags_that_do(monkeypatch):
 def test_a_state_that_no_machine_holds_is_refused_by_its_shapes(monkeypatch):
     kernel = jax.ShapeDtypeStruct((2**20, 2**10), jnp.float32, sharding=replicated(ONE_DEVICE))
     state = TrainState(None, None, {"kernel": kernel}, {}, {"mu": kernel}, None, {})
-    monkeypatch.setattr(fitting, "machine_memory", lambda: 8 * GIB)
+    monkeypatch.setattr(fitting, "usable_memory", lambda: 8 * GIB)
     with pytest.raises(ConfigError, match=r"1,073,741,824 parameters .* 12\.0 GiB .* has 8\.0"):
         check_state(state, ONE_DEVICE)
-    monkeypatch.setattr(fitting, "machine_memory", lambda: 12 * GIB)
+    monkeypatch.setattr(fitting, "usable_memory", lambda: 12 * GIB)
     check_state(state, ONE_DEVICE)
 
 
@@ -89,7 +90,7 @@ def test_batches_that_are_advised_have_whole_parts():
 def test_what_nothing_can_mend_needs_more_memory(monkeypatch):
     compiled = needing(100 * GIB, GIB)
     assert advice(compiled, 22 * GIB, "cpu", 1, run_of(), False) == []
-    monkeypatch.setattr(fitting, "machine_memory", lambda: 22.5 * GIB)
+    monkeypatch.setattr(fitting, "usable_memory", lambda: 22.5 * GIB)
     with pytest.raises(ConfigError, match="allowed: a device with more memory"):
         check_memory(compiled, ONE_DEVICE, run_of(), False)
 
@@ -115,6 +116,19 @@ def test_a_container_may_use_less_than_the_machine(monkeypatch):
     assert machine_memory() == 1234567
     monkeypatch.setattr(memory.Path, "read_text", lambda path: "max")
     assert machine_memory() >= whole
+
+
+def test_memory_that_others_use_is_not_counted(monkeypatch):
+    files = {
+        "/proc/meminfo": "MemTotal: 24684096 kB\nMemAvailable: 1000 kB\nSwapFree: 7 kB\n",
+        "/proc/self/statm": "900 50 40 1 0 30 0",
+    }
+    monkeypatch.setattr(memory.Path, "read_text", lambda path: files.get(str(path), "max"))
+    assert usable_memory() == 1000 * 1024 + 50 * os.sysconf("SC_PAGE_SIZE")
+    files["/proc/meminfo"] = "MemAvailable: 999999999999 kB"
+    assert usable_memory() == machine_memory()
+    files["/proc/meminfo"] = "what another system says"
+    assert usable_memory() == machine_memory()
 
 
 def test_more_is_required_than_the_program():

@@ -90,6 +90,39 @@ def test_cameras_orientation_is_obeyed(photo):
     np.testing.assert_array_equal(ImageReader()(content), np.rot90(photo, -1))
 
 
+# Kinds of images beside grey and colour, each as a file that may hold it.
+MODES = {
+    **{"1": "png", "LA": "png", "P": "png", "I;16": "png", "I": "tiff", "I;16B": "tiff"},
+    **{"PA": "tiff", "CMYK": "jpeg", "YCbCr": "jpeg", "LAB": "tiff", "RGBX": "tiff"},
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_comes_to_any_channels(photo, mode, channels):
+    if mode.startswith("I"):
+        levels = photo[..., 0].astype(">u2" if mode == "I;16B" else "<u2") * 256
+        image = Image.fromarray(levels.astype(np.int32) if mode == "I" else levels)
+    elif mode == "PA":
+        image = Image.fromarray(photo).convert("P").convert("PA")
+    else:
+        image = Image.fromarray(photo).convert(mode)
+    content = saved(image, MODES[mode])
+    colour = not mode.startswith("I") and mode not in ("1", "LA")
+    wanted = np.broadcast_to((photo @ [0.299, 0.587, 0.114])[..., None], photo.shape)
+    wanted = photo if colour and channels > 1 else wanted
+    if mode.startswith("I"):
+        wanted = photo[..., :1]
+    found = ImageReader(channels)(content)
+    assert found.shape == (47, 61, channels)
+    if mode == "1":
+        assert set(np.unique(found[..., :3])) == {0, 255}
+    else:  # of few colours, or lossy
+        assert np.abs(found[..., :3].astype(float) - wanted[..., : min(channels, 3)]).mean() < 16
+    if channels == 4:
+        assert (found[..., 3] == 255).all()
+
+
 def test_levels_without_a_range_are_refused():
     image = Image.fromarray(np.zeros((3, 3), np.float32))
     with pytest.raises(ValueError, match="floating-point levels"):

@@ -57,6 +57,34 @@ def test_a_signal_saves_the_step_and_the_folder_alone_resumes(commands, there, n
     assert "done, 9 steps" in output
 
 
+@pytest.mark.parametrize("lost", ["terminal", "disk"])
+def test_a_run_outlives_what_it_prints_to(commands, there, lost):
+    """The reader of its output ends, as a terminal that is closed; or the output's disk is full."""
+    onto = {
+        "terminal": "r, out = os.pipe(); os.close(r); ",
+        "disk": "out = os.open('/dev/full', os.O_WRONLY); ",
+    }[lost]
+    gone = f"import os; {onto} os.dup2(out, 1); os.dup2(out, 2); os.close(out); "
+    asked = f"stand_in.signal_at(4, {int(signal.SIGHUP)})"
+    assert run(commands, *OWN_RUN, f"--workdir=lost_{lost}", before=gone + CHEAP + asked) == ""
+    assert Workdir(there / f"lost_{lost}").checkpoints.latest_step() == 4
+    assert "interrupted after step 4" in (there / f"lost_{lost}" / "log.txt").read_text()
+
+
+def test_names_and_folders_need_not_be_text(commands, there):
+    shutil.copytree(there / "photos", there / "2024")
+    (there / "2024" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"torn")
+    where = ["--config.data.path=2024", "--config.data.unreadable=skip"]
+    old = "import sys; sys.stdout.reconfigure(encoding='ascii', errors='strict'); "
+    output = run(commands, *OWN_RUN, *where, "--workdir=Übung", before=old + CHEAP)
+    assert r"1 of 29 files are unreadable: caf\udce9.png (" in output
+    assert r"\xdcbung/pictures" in output
+    log = (there / "Übung" / "log.txt").read_text(encoding="utf-8")
+    assert r"caf\udce9.png" in log
+    assert "Übung/pictures" in log
+    assert "done, 9 steps" in run(commands, "--workdir=Übung", "--config.data.path=2024")
+
+
 RECORDING = """
 import os, signal, time
 import nvae_jax.training.recorder as r

@@ -43,7 +43,7 @@ def measured(monkeypatch):
         return function
 
     monkeypatch.setattr(loop, "compiled_ahead", compiled_ahead)
-    monkeypatch.setattr(fitting, "machine_memory", lambda: 9 * fitting.GIB)
+    monkeypatch.setattr(fitting, "usable_memory", lambda: 9 * fitting.GIB)
 
 
 WIDE = ("--config.model.encoder_channels=8", "--config.model.decoder_channels=8")

@@ -132,10 +132,10 @@ def test_gradient_clip_counts_the_regularisers():
 
 
 IMPOSSIBLE = {
-    "epochs": [0, -1],
-    "batch_size": [0],
-    "accumulation_steps": [0],
-    "parameter_shards": [0],
+    "epochs": [10**12, 0, -1],
+    "batch_size": [10**12, 0],
+    "accumulation_steps": [10**12, 0],
+    "parameter_shards": [10**12, 0],
     "seed": [-1, 2**32],
     "optimizer": ["sgd", ""],
     "learning_rate": [0.0, -1e-2],

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from nvae_jax.errors import ConfigError
 from nvae_jax.parallel import (
     SHARDS,
     batch_sharding,
@@ -43,6 +44,23 @@ def test_a_batch_in_parts_must_divide_too():
 def test_shards_that_do_not_divide_the_devices_are_refused_by_name():
     with pytest.raises(ValueError, match=r"^training\.parameter_shards is 3; .* \(8\)$"):
         make_mesh(parameter_shards=3)
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unknown backend: 'cuda'")])
+def test_platforms_that_there_are_not_are_refused(monkeypatch, error):
+    def devices():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", devices)
+    with pytest.raises(ConfigError, match=r"^JAX_PLATFORMS is 'cpu'; allowed: platforms of this m"):
+        make_mesh()
+    previous = jax.config.jax_platforms
+    jax.config.update("jax_platforms", "")
+    try:
+        with pytest.raises(type(error)):
+            make_mesh()
+    finally:
+        jax.config.update("jax_platforms", previous)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ FOLDER = "--config={root}/configs/image_folder.py"
 ARRAYS = "--config={there}/arrays.py"
 RUN = "--workdir={there}/run"
 NEW = "--workdir={there}/new"
+SIZE_50 = "data.size is 50, so that model.image_shape is (50, 50, 3); allowed: a height and width"
 # What a file is that is no checkpoint, which only PyTorch can tell.
 UNREADABLE = "{there}/file" if importlib.util.find_spec("torch") else "pip install"
 
@@ -89,9 +90,13 @@ TRAIN = [
     ([FOLDER, NEW, "--config.data.path={there}/empty"], "{there}/empty"),
     ([FOLDER, NEW, "--config.data.path={there}/damaged"], "b.png"),
     ([FOLDER, NEW, "--config.data.path={there}/single"], "data.path is "),
-    ([FOLDER, NEW, "--config.data.path={there}/single", "--config.data.size=50"], "(50, 50, 3)"),
+    ([FOLDER, NEW, "--config.data.path={there}/single", "--config.data.size=50"], SIZE_50),
     ([FOLDER, NEW, "--config.data.path={there}/single", "--config.data.fit=bend"], "'bend'"),
-    ([FOLDER, NEW, "--config.data.path=x", "--config.data.size=48,50"], "(48, 50, 3)"),
+    ([FOLDER, NEW, "--config.data.path=x", "--config.data.size=48,50"], "size is (48, 50), so"),
+    ([FOLDER, NEW, "--config.data.path=x", "--config.data.size=99999"], "data.size is 99999; allo"),
+    ([FOLDER, "--workdir={there}/few/run", "--config.data.path={there}/few"], "{there}/few/run"),
+    ([FOLDER, "--workdir={there}/few", "--config.data.path={there}/few"], "outside of that of the"),
+    (["--workdir={there}/on_photos", "--config.data.path=2024"], "data.path is '2024'; allowed: a"),
     ([FOLDER, NEW, "--config.data.path=x", "--config.data.size=8,8,8"], "a list of 2: int, int"),
     ([FOLDER, NEW, "--config.data.path=x", "--config.data.size=wide"], "data.size is 'wide'"),
     ([ARRAYS, NEW, "--config.data.path={there}/absent.npz"], "{there}/absent.npz"),
@@ -255,6 +260,9 @@ def there(tmp_path_factory):
         (there / name).mkdir()
         image.save(there / name / "a.png")
     (there / "damaged" / "b.png").write_text("not an image")
+    (there / "few").mkdir()
+    for level in range(3):
+        Image.fromarray(np.full((64, 64, 3), level, np.uint8)).save(there / "few" / f"{level}.png")
     (there / "damaged" / "train.lmdb").write_text("not a database")
     np.savez(there / "latents.npz", values_00=np.zeros((1, 2, 2, 3), np.float32))
 

@@ -182,12 +182,12 @@ def test_arrays_are_numbers_that_fit_the_memory(there, make, read):
 
 
 def silent(connection):
-    time.sleep(5)
+    time.sleep(60)
 
 
 def dripping(connection):
     connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
-    for _ in range(100):
+    for _ in range(1200):
         connection.sendall(b"x")
         time.sleep(0.05)
 

@@ -24,7 +24,13 @@ print("saved", flush=True)
 """
 
 
-def ask(seconds, before=None):
+def attend():
+    """Signals do what they do at a terminal, also where a shell has had them ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def ask(seconds, before=attend):
     """A process that saves for so many seconds once it is asked to stop."""
     process = subprocess.Popen(
         [sys.executable, "-c", ASKED, str(seconds)],

@@ -89,8 +89,10 @@ def test_two_at_the_end_make_the_run_go_back(user, faults):
 
 def test_before_the_first_checkpoint_it_starts_anew(user, faults):
     faults["once"] |= dict.fromkeys(range(2, 7), NAN)
-    output = user.train("anew", "--config.training.checkpoint_interval=100", own=True)
-    assert "going back to step 0" in output
+    # They are noticed at once, whenever the log has a line.
+    rare = [f"--config.training.{name}_interval=100" for name in ("log", "checkpoint")]
+    output = user.train("anew", *rare, own=True)
+    assert "5 updates in a row are left out at step 6: going back to step 0" in output
     assert applied(user, "anew") == 9
 
 

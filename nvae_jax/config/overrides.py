@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import types
+import typing
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nvae_jax.config.training import TrainingConfig
@@ -18,18 +20,32 @@ from nvae_jax.objectives.table import OBJECTIVES
 OVERRIDE = "--config."
 
 
-def _of_all(classes: Iterable[type]) -> list[str]:
-    """The fields of a section whose `name` chooses one of these classes."""
-    return ["name", *dict.fromkeys(name for cls in classes for name in names_of(cls))]
-
+# The classes of every section, of which its `name` chooses one where there are several.
+_CLASSES: dict[str, list[type]] = {
+    "model": [family.config for family in FAMILIES.values()],
+    "data": [*DATASETS.values()],
+    "loading": [LoadingConfig],
+    "training": [TrainingConfig],
+    "objective": [*OBJECTIVES.values()],
+}
+_NAMED = ("model", "data", "objective")
 
 # The fields of every section, whatever is chosen by name.
 FIELDS: dict[str, list[str]] = {
-    "model": _of_all(family.config for family in FAMILIES.values()),
-    "data": _of_all(DATASETS.values()),
-    "loading": names_of(LoadingConfig),
-    "training": names_of(TrainingConfig),
-    "objective": _of_all(OBJECTIVES.values()),
+    section: [
+        *(["name"] if section in _NAMED else []),
+        *dict.fromkeys(name for cls in classes for name in names_of(cls)),
+    ]
+    for section, classes in _CLASSES.items()
+}
+
+# Those that are text, also where it reads like a number, as a folder's name may.
+_TEXTS = {
+    f"{section}.{name}"
+    for section, classes in _CLASSES.items()
+    for cls in classes
+    for name, kind in typing.get_type_hints(cls).items()
+    if {*(typing.get_args(kind) or [kind])} <= {str, types.NoneType}
 }
 
 
@@ -45,7 +61,9 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         if not (equals and name.count(".") == 1):
             raise ConfigError(f"{argument!r} is unknown; allowed: {OVERRIDE}section.field=value")
         check_name(name)
-        overrides[name] = parse_value(text)
+        value = parse_value(text)
+        is_text = name in _TEXTS and value is not None and not isinstance(value, str)
+        overrides[name] = text if is_text else value
     return overrides
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from nvae_jax.config.overrides import with_overrides
 from nvae_jax.config.training import TrainingConfig
 from nvae_jax.data.loading import LoadingConfig
 from nvae_jax.data.sources import DataConfig, Dataset, data_config
-from nvae_jax.errors import reading, require
+from nvae_jax.errors import ConfigError, reading, require
 from nvae_jax.fields import from_mapping, names_of, unknown
 from nvae_jax.image_spec import ImageSpec
 from nvae_jax.model.families import model_config
@@ -89,7 +90,7 @@ class RunConfig:
         Raises:
           ConfigError: the dataset has no such field.
         """
-        # On a command line, a folder named 2024 reads as a number.
+        # In Python, places may be of `pathlib`.
         moved = {name: str(place) for name, place in places.items() if place is not None}
         for name, place in moved.items():
             fields = [field for field in names_of(type(self.data)) if field in PLACES]
@@ -187,13 +188,27 @@ def _read_model(settings: Mapping[str, Any], data: DataConfig) -> VAEConfig:
     image = data.image
     if image is None and "image_shape" not in given:
         image = data.open().image
+    follows = image is not None and "image_shape" not in given
     if image is not None:
         default = "bernoulli" if image.binarize else "logistic_mixture"
         given = {"image_shape": image.shape, "border": image.border, "likelihood": default} | given
-    model = model_config(given)
+    with _naming_the_size(data) if follows else contextlib.nullcontext():
+        model = model_config(given)
     if image is not None:
         _check_image(model, image, data.name)
     return model
+
+
+@contextlib.contextmanager
+def _naming_the_size(data: DataConfig) -> Iterator[None]:
+    """Has a refusal of the model's `image_shape` name the size of the data that it follows from."""
+    try:
+        yield
+    except ConfigError as error:
+        shape, size = "model.image_shape is", getattr(data, "size", None)
+        if size is None or not str(error).startswith(shape):
+            raise
+        raise ConfigError(f"data.size is {size!r}, so that {error}") from error
 
 
 def _check_image(model: VAEConfig, image: ImageSpec, name: str) -> None:

@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 import jax
+from etils import epath
 
 from nvae_jax.command_line import validate
 from nvae_jax.compilation import compiler_options
@@ -17,6 +18,7 @@ from nvae_jax.evaluation.exported import PLATFORMS, export_functions
 from nvae_jax.evaluation.trained import TrainedModel
 from nvae_jax.evaluation.weights import named, to_safetensors
 from nvae_jax.modes.results import save_report
+from nvae_jax.workdir.files import remove
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,10 @@ def export(model: TrainedModel, options: ExportOptions = ExportOptions()) -> str
         "functions": functions,
         "files": files,
     }
-    target = save_report(model, f"export/{options.name}/manifest", report)
+    target = epath.Path(save_report(model, f"export/{options.name}/manifest", report))
+    for old in target.parent.glob("*.stablehlo"):
+        if old.name not in files:  # it was exported before, for another platform
+            remove(old)
     size = sum(file["bytes"] for file in files.values()) / 2**20
     model.workdir.log(f"{len(functions)} functions and the weights, {size:.1f} MiB: {target}")
     return os.fspath(target)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from nvae_jax.config.changes import check_changes, consent
 from nvae_jax.config.run import RunConfig, load_run
 from nvae_jax.data.loader import filled_batch_size
 from nvae_jax.data.sources import Dataset
+from nvae_jax.data.sources.folder import ImageFolder
 from nvae_jax.errors import ConfigError, require
 from nvae_jax.parallel import check_batch_size
 from nvae_jax.processes import decided
@@ -26,6 +28,7 @@ from nvae_jax.training.guard import Health
 from nvae_jax.training.state import TrainState
 from nvae_jax.workdir import Workdir
 from nvae_jax.workdir.checkpoints import Checkpoints
+from nvae_jax.workdir.files import is_remote
 from nvae_jax.workdir.integrity import DamagedError, NotFiniteError
 from nvae_jax.workdir.manifest import Manifest
 
@@ -134,6 +137,20 @@ class Going:
             health=state.health.gone_back(int(state.step), rollbacks, recent),
         )
         return jax.device_put(changed, jax.tree.map(lambda x: x.sharding, state))
+
+
+def check_apart(run: RunConfig, workdir: Workdir) -> None:
+    """Checks that a new run is not in the folder of its images, which its pictures would join.
+
+    Raises:
+      ConfigError: it is.
+    """
+    if isinstance(run.data, ImageFolder) and not is_remote(workdir.path):
+        images, folder = Path(run.data.path).expanduser().resolve(), Path(workdir.path).resolve()
+        apart = not folder.is_relative_to(images)
+        require(
+            "--workdir", os.fspath(workdir.path), apart, "a folder outside of that of the images"
+        )
 
 
 def with_filled_batches(run: RunConfig, dataset: Dataset, mesh: Mesh) -> RunConfig:

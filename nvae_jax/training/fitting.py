@@ -16,7 +16,7 @@ from nvae_jax.config.changes import ACCEPT
 from nvae_jax.config.run import RunConfig
 from nvae_jax.errors import ConfigError, refusing_exhausted
 from nvae_jax.fields import names_of
-from nvae_jax.memory import machine_memory
+from nvae_jax.memory import usable_memory
 from nvae_jax.model.vae import VAEConfig
 from nvae_jax.training.state import TrainState
 
@@ -56,9 +56,9 @@ def required_memory(program: float, platform: str, devices: int) -> float:
 
 
 def device_memory(devices: Any) -> float | None:
-    """Bytes of memory of each device; None: unknown. Devices of a CPU share the machine's."""
+    """Bytes of memory of each device; None: unknown. Devices of a CPU share `usable_memory`."""
     if devices[0].platform == "cpu":
-        return machine_memory() / len(devices)
+        return usable_memory() / len(devices)
     return (devices[0].memory_stats() or {}).get("bytes_limit")
 
 
@@ -79,7 +79,7 @@ def check_state(state: TrainState, mesh: Mesh) -> None:
     count = sum(x.size for x in jax.tree.leaves(state.params))
     raise ConfigError(
         f"a model of {count:,} parameters and its optimiser need {required / GIB:.1f} GiB of "
-        f"memory, of which {device.device_kind} has {limit / GIB:.1f}; allowed: smaller "
+        f"memory, of which {device.device_kind} has {limit / GIB:.1f} free; allowed: smaller "
         "--config.model.encoder_channels and --config.model.decoder_channels in a new run, "
         f"--config.training.parameter_shards on several devices, or {IGNORE}"
     )
@@ -114,7 +114,7 @@ def check_memory(compiled: Any, mesh: Mesh, run: RunConfig, trained: bool) -> No
     raise ConfigError(
         f"an update of training.batch_size {run.training.batch_size} needs "
         f"{required / GIB:.1f} GiB of memory, of which "
-        f"{device.device_kind} has {limit / GIB:.1f}; allowed: "
+        f"{device.device_kind} has {limit / GIB:.1f} free; allowed: "
         f"{', or '.join(flags) or 'a device with more memory'}, or {IGNORE}"
     )
 

@@ -15,7 +15,7 @@ from nvae_jax.data.sources import check_levels
 from nvae_jax.evaluation.pictures import make_pictures
 from nvae_jax.parallel import check_batch_size, make_mesh, replicated
 from nvae_jax.processes import Preemption, naming_the_dead
-from nvae_jax.training.continuing import Going, with_filled_batches
+from nvae_jax.training.continuing import Going, check_apart, with_filled_batches
 from nvae_jax.training.fitting import check_state, refusing_an_exhausted_update
 from nvae_jax.training.job import Job
 from nvae_jax.training.learning import NothingLearnedError
@@ -78,6 +78,7 @@ def train(
         going = lock() if workdir.has_config() else None
         dataset = run.open_data(None if going is None else going.images)
         if going is None or going.step is None:
+            check_apart(run, workdir)
             check_levels(dataset)
         filled = with_filled_batches(run, dataset, mesh)
         epoch_steps = steps_per_epoch(dataset, filled.training.batch_size)

@@ -69,7 +69,9 @@ def append_line(path: epath.Path, line: str) -> None:
     Raises:
       ConfigError: it cannot be written.
     """
-    append(path, (b"" if _ends_a_line(path) else b"\n") + line.encode() + b"\n")
+    # Names of files need not be text.
+    content = line.encode("utf-8", "backslashreplace") + b"\n"
+    append(path, (b"" if _ends_a_line(path) else b"\n") + content)
 
 
 def remove(path: epath.Path) -> None:

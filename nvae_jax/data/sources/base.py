@@ -10,7 +10,7 @@ import numpy as np
 
 from nvae_jax.data.images import ImageReader, cover_and_crop
 from nvae_jax.errors import ConfigError, require
-from nvae_jax.image_spec import ImageSpec
+from nvae_jax.image_spec import LARGEST_SIDE, ImageSpec
 
 
 class Source(Protocol):
@@ -211,8 +211,10 @@ def positive_sides(size: Any) -> tuple[int, int]:
     """A size in pixels, an int or (height, width), as (height, width).
 
     Raises:
-      ConfigError: a side is not positive.
+      ConfigError: a side is not positive, or beyond any machine.
     """
     height, width = size if isinstance(size, tuple) else (size, size)
-    require("data.size", size, height > 0 and width > 0, "a positive int or (height, width)")
+    inside = min(height, width) > 0 and max(height, width) <= LARGEST_SIDE
+    allowed = f"a positive int or (height, width), up to {LARGEST_SIDE} pixels"
+    require("data.size", size, inside, allowed)
     return height, width
