@@ -91,6 +91,7 @@ _PLACES = {
     r"^--weights=FILE_OR_URL$": "--weights=weights",
     r"^FILE$": "configs/digits.py",
     r"^--weights_sha256=\.\.\.$": "--weights_sha256=",
+    r"\btest:\d+(\d)": r"test:\1",  # of a larger split
 }
 _MODES = {
     "sample": ["--num_images=2", "--batch_size=4"],
