@@ -19,11 +19,10 @@ def user(tmp_path_factory):
 
 
 def memory_of(run, gib):
-    """What a compiler might say of a run's update, `gib` in all where eight images fill a part."""
+    """What a compiler for CPU might say of a run's update, `gib` in all of eight images."""
     model, training = run.model, run.training
-    images = training.batch_size / training.accumulation_steps
     height, width, _ = model.image_shape
-    of_images = images / 8 * height * width / 64 * model.encoder_channels / 8
+    of_images = training.batch_size / 8 * height * width / 64 * model.encoder_channels / 8
     memory = types.SimpleNamespace(
         argument_size_in_bytes=0.01 * fitting.GIB * (model.encoder_channels / 8) ** 2,
         temp_size_in_bytes=(gib - 0.01) * fitting.GIB * of_images,
@@ -60,7 +59,6 @@ def advised(message):
 def test_what_too_little_memory_advises_works(user, measured):
     ways = advised(user.refused("large", *WIDE, own=True))
     assert [way[0].partition("=")[0].rpartition(".")[2] for way in ways] == [
-        "accumulation_steps",
         "batch_size",
         "size",
         "encoder_channels",
@@ -76,7 +74,6 @@ def test_what_too_little_memory_advises_a_run_that_exists_works(user, monkeypatc
     on = "--config.training.epochs=3"
     ways = advised(user.refused("grown", on, ACCEPT))
     assert [way[1].partition("=")[0].rpartition(".")[2] for way in ways] == [
-        "accumulation_steps",
         "batch_size",
     ]
     for i, way in enumerate(ways):

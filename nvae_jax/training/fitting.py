@@ -159,7 +159,8 @@ def advice(
         return required_memory(program, platform, devices) <= _MARGIN * limit
 
     found = []
-    # Recomputation saves nothing on CPU; how much it saves elsewhere only its compilation tells.
+    # On CPU neither recomputation nor parts save memory, because XLA runs the parts of an unrolled
+    # loop side by side. How much recomputation saves elsewhere only its compilation tells.
     more_remat = {"none": "group", "cell": "group", "group": "offload"}
     further = more_remat.get(run.model.remat)
     if platform != "cpu" and recomputes(run.model) and further is not None:
@@ -168,7 +169,7 @@ def advice(
     images, parts = training.batch_size // devices, training.accumulation_steps
     numbers = range(parts + 1, images + 1)
     more = next((n for n in numbers if images % n == 0 and fits(parts / n)), None)
-    if more is not None:
+    if platform != "cpu" and more is not None:
         found.append(f"{consent}--config.training.accumulation_steps={more}")
     sizes = reversed(range(parts, images, parts))
     smaller = next((size for size in sizes if fits(size / images)), None)
