@@ -103,5 +103,5 @@ def interpolate(
     suffix = {"apng": "png"}.get(options.animation, options.animation)
     moving_images = animation(images.swapaxes(0, 1), options.animation)
     target = model.workdir.write(f"{name}_animated.{suffix}", moving_images)
-    save_rows(model, name, images, f"{len(images):,} paths of {options.steps} images: {target}")
+    save_rows(model, name, images, f"{len(images):,} path(s) of {options.steps} images: {target}")
     return images
