@@ -169,6 +169,13 @@ def cheap_validation(*_):
     return validate
 
 
+def faults():
+    """What goes wrong in a test, and in no test after it, for a fixture."""
+    yield FAULTS
+    for kind in FAULTS.values():
+        kind.clear()
+
+
 def users(folder):
     """A user in an empty folder, for a fixture."""
     with pytest.MonkeyPatch.context() as patch:

@@ -5,14 +5,13 @@ import re
 
 import numpy as np
 import pytest
-from tiny import make_run
+from tiny import CLASSES, make_run
 
 from nvae_jax.errors import ConfigError
 from nvae_jax.evaluation.random_features import random_features
 from nvae_jax.evaluation.trained import open_run
 from nvae_jax.measuring import comparison
 from nvae_jax.measuring.comparison import COLUMNS, compare, measure, read_entries
-from nvae_jax.model.conv_vae import ConvVAEConfig
 from nvae_jax.objectives.table import OBJECTIVES
 from nvae_jax.workdir import Workdir
 
@@ -80,15 +79,7 @@ def test_random_features_are_the_same_everywhere_and_tell_images_apart():
 
 
 def test_a_trained_run_is_measured(tmp_path):
-    config = ConvVAEConfig(
-        image_shape=(32, 32, 1),
-        likelihood="bernoulli",
-        border=2,
-        widths=(4, 8),
-        num_latents=3,
-        num_classes=4,
-    )
-    make_run(tmp_path, config)
+    make_run(tmp_path, CLASSES)
     workdir = Workdir(tmp_path)
     validated = {"nelbo": 7.0, "reconstruction": 5.0, "kl": 2.0, "nelbo_bits_per_dim": 0.1}
     workdir.records.write_metrics(7, {f"validation/{name}": x for name, x in validated.items()})

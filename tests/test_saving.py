@@ -11,7 +11,8 @@ import subprocess
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from stand_in import ACCEPT, FAULTS, SAVES, applied, arrays, users
+import stand_in
+from stand_in import ACCEPT, SAVES, applied, arrays, users
 
 from nvae_jax.errors import ConfigError
 from nvae_jax.workdir import Workdir
@@ -25,9 +26,7 @@ def user(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def faults():
-    yield FAULTS
-    for kind in FAULTS.values():
-        kind.clear()
+    yield from stand_in.faults()
 
 
 @pytest.mark.parametrize("method", ["save", "wait_until_finished"])

@@ -9,7 +9,8 @@ import re
 
 import numpy as np
 import pytest
-from stand_in import ACCEPT, FAULTS, SAVES, applied, arrays, users
+import stand_in
+from stand_in import ACCEPT, SAVES, applied, arrays, users
 
 from nvae_jax.errors import ConfigError
 from nvae_jax.training import learning, loop
@@ -25,9 +26,7 @@ def user(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def faults():
-    yield FAULTS
-    for kind in FAULTS.values():
-        kind.clear()
+    yield from stand_in.faults()
 
 
 class Killed(BaseException):
